@@ -1,0 +1,270 @@
+//! What every child does, from its first instruction to its exit code.
+//!
+//! A child of any start method has a socket to its parent, and on it an [`Order`]. The methods
+//! differ in how it gets there: `spawn` by the start-up hook or `freeze_support`, the fork server
+//! and `fork` by a copy of a process. From [`run`] on all are alike.
+
+use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::OnceLock;
+
+use tokio::runtime::Runtime;
+
+use crate::control::{self, Order, Report, Work};
+use crate::error::{Error, Result};
+use crate::function::{TargetCode, TargetRun, TaskCode};
+use crate::process::{Identity, Leaving, Phase, leave, remote_task, set_leaving, set_phase};
+use crate::reduction::Incoming;
+use crate::sys::image::Entry;
+use crate::sys::per_process::PerProcess;
+use crate::sys::socket::Mode;
+use crate::sys::{self, Fd, program};
+
+/// The number that a spawned child's control socket has.
+pub(crate) const CONTROL: RawFd = 3;
+
+/// What a child finds in its environment: `version:build:who runs it`.
+pub(crate) fn order_variable(with_hook: bool) -> String {
+    let who = if with_hook { "hook" } else { "main" };
+    format!("{}={}:{}:{who}", sys::init::VARIABLE, env!("CARGO_PKG_VERSION"), program::build_id())
+}
+
+/// Called before `main`, in a process whose environment says that it is a child.
+#[cfg(feature = "init-hook")]
+pub(crate) fn from_hook(order: &str, run_entries_after: impl FnOnce()) {
+    // Its parent has asked for `freeze_support` instead: the variable stays for that.
+    if order.ends_with(":hook") {
+        enter(order, run_entries_after);
+    }
+}
+
+/// In a child, runs it and does not return; anywhere else it does nothing.
+///
+/// Needed, first thing in `main`, only without the feature `init-hook` or after
+/// [`require_freeze_support`].
+pub fn freeze_support() {
+    if let Some(order) = sys::init::order() {
+        enter(&order, || {});
+    }
+}
+
+/// Has children of this process wait for [`freeze_support`] although the start-up hook is built
+/// in: for programs whose `main` must set something up before a child's target runs, in a build
+/// where another crate turned the feature on.
+pub fn require_freeze_support() {
+    let _ = HOOK_REFUSED.get().set(());
+}
+
+static HOOK_REFUSED: PerProcess<OnceLock<()>> = PerProcess::new(OnceLock::new);
+
+/// Whether children are to be run by the start-up hook.
+pub(crate) fn uses_hook() -> bool {
+    cfg!(feature = "init-hook") && HOOK_REFUSED.get().get().is_none()
+}
+
+/// The beginning of a child that was executed.
+fn enter(order: &str, run_entries_after: impl FnOnce()) -> ! {
+    // Before anything else: what this process starts must not take itself for this child.
+    sys::env::unset_env(sys::init::VARIABLE.as_ref());
+    set_phase(Phase::Bootstrapping);
+    let control = match sys::fd::from_raw_checked(CONTROL) {
+        Ok(control) => control,
+        // Nobody to tell: somebody set the variable by hand.
+        Err(_) => sys::process::exit_now(1),
+    };
+    // Libraries in the parent may have opened descriptors without the close-on-exec flag.
+    sys::fd::close_from(CONTROL + 1);
+    let _ = sys::fd::sanitize_stdio();
+    sys::signal::default_sigpipe_ignored();
+    run_entries_after();
+    let mut parts = order.split(':');
+    let (version, build) = (parts.next(), parts.next());
+    if version != Some(env!("CARGO_PKG_VERSION")) {
+        let ours = env!("CARGO_PKG_VERSION");
+        let theirs = version.unwrap_or_default();
+        refuse(&control, format!("its program has version {ours} of this crate, its parent {theirs}"));
+    }
+    if build != Some(program::build_id()) {
+        crate::reduction::set_other_build_than_parent();
+    }
+    run(control, true)
+}
+
+fn refuse(control: &Fd, why: String) -> ! {
+    let _ = control::send(control.as_fd(), &Report::Refused(why), &[], Vec::new(), Mode::Wait);
+    sys::process::exit_now(1)
+}
+
+/// What a target is given: code, found, and its arguments.
+enum Found {
+    Nothing,
+    Target(&'static Entry<TargetCode>),
+    Task(&'static Entry<TaskCode>),
+    /// A target that was found by its name, and so as a task, whose value nobody wants.
+    TaskAsTarget(&'static Entry<TaskCode>),
+}
+
+fn find(work: &Work) -> std::result::Result<Found, String> {
+    match work {
+        Work::Nothing => Ok(Found::Nothing),
+        Work::Task(id) => id.task().map(Found::Task),
+        Work::Target(id) => match id.at_place() {
+            Some(entry) => Ok(Found::Target(entry)),
+            None => id.task().map(Found::TaskAsTarget),
+        },
+    }
+}
+
+/// Becomes the child that the order on `control` describes, runs its target, and ends.
+///
+/// `own_handlers` says whether C's exit handlers are this process's own.
+pub(crate) fn run(control: Fd, own_handlers: bool) -> ! {
+    set_phase(Phase::Bootstrapping);
+    let letter = match control::receive::<Order>(control.as_fd(), Mode::Wait) {
+        Ok(Some(letter)) => letter,
+        // The parent is gone, or has given up.
+        Ok(None) => sys::process::exit_now(1),
+        Err(error) => refuse(&control, format!("its order cannot be read: {error}")),
+    };
+    let mut letter = letter;
+    if let Err(error) = settle(&mut letter.head, &control) {
+        refuse(&control, error.to_string());
+    }
+    let found = match find(&letter.head.work) {
+        Ok(found) => found,
+        Err(why) => refuse(&control, why),
+    };
+    let ready = Report::Ready { pid: sys::process::getpid() };
+    if control::send(control.as_fd(), &ready, &[], Vec::new(), Mode::Wait).is_err() {
+        // Its start was given up.
+        sys::process::exit_now(1);
+    }
+    set_leaving(Leaving { control, run_handlers: own_handlers });
+    set_phase(Phase::Running);
+    let (bytes, attachments) = letter.into_rest();
+    let args = Incoming { bytes: &bytes, attachments };
+    // The report of a panic was printed by the panic hook.
+    let code = catch_unwind(AssertUnwindSafe(|| call(found, args))).unwrap_or(1);
+    leave(code)
+}
+
+fn call(found: Found, args: Incoming<'_>) -> i32 {
+    match found {
+        Found::Nothing => 0,
+        Found::Target(entry) => match (entry.code)(args) {
+            Ok(TargetRun::Done(code)) => i32::from(code),
+            Ok(TargetRun::Pending(future)) => i32::from(drive(future)),
+            Err(error) => {
+                eprintln!("{}: the arguments of {} cannot be decoded: {error}", current_name(), (entry.name)());
+                1
+            }
+        },
+        Found::Task(entry) => remote_task(entry, args),
+        Found::TaskAsTarget(entry) => {
+            let (_, result) = crate::function::finish((entry.code)(args, &mut Vec::new()), drive);
+            match result {
+                Ok(_) => 0,
+                Err(failure) => {
+                    eprintln!("{}: {}", current_name(), failure.into_error());
+                    1
+                }
+            }
+        }
+    }
+}
+
+fn current_name() -> String {
+    crate::process::current_process().name()
+}
+
+/// Takes its place: descriptors, directory, environment, group, identity.
+fn settle(order: &mut Order, control: &Fd) -> std::io::Result<()> {
+    if let Some(stderr) = order.stderr.take() {
+        sys::fd::dup2_onto(stderr.into_fd()?, 2)?;
+    }
+    if let Some(directory) = &order.surroundings.directory {
+        // It may be gone, as it may be for the parent itself.
+        let _ = std::env::set_current_dir(directory);
+    }
+    if let Some(variables) = &order.surroundings.environment {
+        sys::env::replace_environment(variables);
+    }
+    if order.daemon {
+        // A terminal's signals are for the parent, and with the group dies what the child started.
+        sys::process::set_own_group()?;
+    }
+    if order.worker {
+        sys::signal::ignore_group_signals();
+    }
+    if let Some(lifeline) = order.lifeline.take() {
+        let lifeline = lifeline.into_fd()?;
+        let armed = sys::orphan::die_with(lifeline.as_fd(), true)?;
+        let _ = LIFELINE.get().set(armed);
+    }
+    sys::fault::install(control.as_raw_fd());
+    guard_thread();
+    sys::process::set_title(&order.name);
+    crate::log::set_level_from_parent(order.log_level);
+    crate::context::inherit(order.method, order.executable.take());
+    Identity::become_child(order)
+}
+
+/// Gives this thread a stack for signal handlers. Without one a stack overflow still ends this
+/// process alone, only without a word.
+pub(crate) fn guard_thread() {
+    let _ = sys::fault::guard_thread();
+}
+
+/// Stays open as long as the process lives: closed, it would not bring its end.
+static LIFELINE: PerProcess<OnceLock<Fd>> = PerProcess::new(OnceLock::new);
+
+/// The runtime of sync code: one per process, made when it is first needed, since a child that
+/// needs none starts twice as fast. It is driven by the threads that block on it.
+fn runtime() -> std::io::Result<&'static Runtime> {
+    static RUNTIME: PerProcess<OnceLock<Runtime>> = PerProcess::new(OnceLock::new);
+    let cell = RUNTIME.get();
+    if let Some(runtime) = cell.get() {
+        return Ok(runtime);
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .on_thread_start(guard_thread)
+        .build()?;
+    Ok(cell.get_or_init(|| runtime))
+}
+
+/// Waits for a future where there is no runtime.
+pub(crate) fn drive<F: Future>(future: F) -> F::Output {
+    match runtime() {
+        Ok(runtime) => runtime.block_on(future),
+        Err(error) => panic!("cannot make a runtime to wait on: {error}"),
+    }
+}
+
+/// Waits for a future in sync code: in a sync target or task, or in a `main` without a runtime.
+/// Every such call in a process shares one current-thread runtime, which makes progress while
+/// somebody blocks on it.
+///
+/// # Errors
+/// [`Error::Interrupted`] if SIGINT arrives meanwhile; the future is dropped. Only where SIGINT
+/// would end the process: a program that handles or ignores it has decided otherwise, and a
+/// pool's worker ignores it.
+///
+/// # Panics
+/// In async code, as Tokio's own does: `.await` the future there, or move the sync part to
+/// `spawn_blocking`.
+pub fn block_on<F: Future>(future: F) -> Result<F::Output> {
+    let interrupt = sys::interrupt::Interrupt::watch()?;
+    runtime()?.block_on(async {
+        let Some(interrupt) = &interrupt else { return Ok(future.await) };
+        tokio::select! {
+            biased;
+            output = future => Ok(output),
+            signal = crate::process::reactor::readable(interrupt.descriptor()) => Err(match signal {
+                Ok(()) => Error::Interrupted,
+                Err(error) => error.into(),
+            }),
+        }
+    })
+}
+

@@ -1,0 +1,8 @@
+//! Connections between processes: message streams over sockets and pipes.
+//!
+//! [`auth`] is the handshake by which both ends of a fresh connection prove that they hold the same
+//! [`AuthKey`](crate::AuthKey) before anything else is read from it.
+
+pub mod auth;
+
+pub use auth::AuthError;

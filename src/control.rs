@@ -1,0 +1,172 @@
+//! What a parent and its child say on the socket between them.
+//!
+//! The parent writes one [`Order`] before the child even runs. The child answers [`Report`]s: that
+//! its target is about to run, or why it cannot; the value of a one-off task; and, as its last
+//! words, the code that it is about to exit with, for a parent that cannot ask the kernel.
+
+use std::io;
+use std::os::fd::BorrowedFd;
+
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+use crate::authkey::{self, AuthKey};
+use crate::context::StartMethod;
+use crate::error::RemotePanic;
+use crate::function::{FnId, TaskFailure};
+use crate::reduction::packet::{self, Packet};
+use crate::reduction::{Attachments, Handle, Incoming, Peer, decode, encode};
+use crate::sys::socket::Mode;
+use crate::sys::Fd;
+
+/// Everything a child needs to become the process that it is.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Order {
+    pub(crate) work: Work,
+    pub(crate) name: String,
+    /// The numbers of its ancestors and its own among its parent's children: `1:2`.
+    pub(crate) path: Vec<u32>,
+    pub(crate) daemon: bool,
+    pub(crate) worker: bool,
+    pub(crate) authkey: AuthKey,
+    pub(crate) method: StartMethod,
+    pub(crate) parent: ParentInfo,
+    /// The read end of the parent's lifeline, for a child that must not outlive it.
+    pub(crate) lifeline: Option<Handle>,
+    /// What becomes its stderr, if not its parent's.
+    pub(crate) stderr: Option<Handle>,
+    /// For a child of the fork server: what has changed since the server started.
+    pub(crate) surroundings: Surroundings,
+    pub(crate) log_level: u8,
+    /// What `set_executable` chose, for the child's own children.
+    pub(crate) executable: Option<std::path::PathBuf>,
+}
+
+/// What a child is to run.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Work {
+    /// No function at all: the process starts and ends.
+    Nothing,
+    Target(FnId),
+    Task(FnId),
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct ParentInfo {
+    pub(crate) pid: i32,
+    pub(crate) name: String,
+    pub(crate) pidfd: Handle,
+}
+
+/// A process's working directory and environment, where they differ from what a child has anyway.
+#[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Surroundings {
+    pub(crate) directory: Option<std::path::PathBuf>,
+    pub(crate) environment: Option<Vec<(std::ffi::OsString, std::ffi::OsString)>>,
+}
+
+/// What a child says.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Report {
+    /// From the fork server: this is the child's id and pidfd.
+    Born { pid: i32, pidfd: Handle },
+    /// The target is about to run. The id is told once more, as the fork server may have died
+    /// before it could.
+    Ready { pid: i32 },
+    /// It will not run, and why.
+    Refused(String),
+    /// A one-off task's value stands behind the report.
+    Value,
+    Failed(TaskFailure),
+    Panicked(RemotePanic),
+    /// The last words.
+    Exiting(i32),
+    /// What the fault handler saw.
+    #[serde(skip)]
+    Fault { stack_overflow: bool },
+}
+
+/// A report or order, and what stands behind it.
+#[derive(Debug)]
+pub(crate) struct Letter<T> {
+    pub(crate) head: T,
+    body: Vec<u8>,
+    start: usize,
+    attachments: Vec<Fd>,
+}
+
+impl<T> Letter<T> {
+    /// The arguments or the value, as they came.
+    pub(crate) fn into_rest(self) -> (Vec<u8>, Vec<Fd>) {
+        let mut body = self.body;
+        body.drain(..self.start);
+        (body, self.attachments)
+    }
+}
+
+/// Sends a head and what stands behind it as one message.
+pub(crate) fn send<T: Serialize>(
+    socket: BorrowedFd<'_>,
+    head: &T,
+    rest: &[u8],
+    rest_attachments: Attachments,
+    mode: Mode,
+) -> io::Result<()> {
+    let mut bytes = Vec::new();
+    // The one message in which a key may travel: it stays inside of the family.
+    let mut attachments =
+        authkey::allow_transfer(|| encode(head, &mut bytes, Peer::AnyBuild)).map_err(io::Error::other)?;
+    let prefix = [(bytes.len() as u32).to_le_bytes(), (attachments.len() as u32).to_le_bytes()].concat();
+    attachments.extend(rest_attachments);
+    packet::send(socket, &[&prefix, &bytes, rest], &attachments, mode)
+}
+
+/// Receives one; `None` when the other side is gone.
+pub(crate) fn receive<T: DeserializeOwned + FromRaw>(socket: BorrowedFd<'_>, mode: Mode) -> io::Result<Option<Letter<T>>> {
+    let (body, mut attachments) = match packet::receive(socket, mode)? {
+        Packet::Message { body, attachments } => (body, attachments),
+        Packet::Raw(bytes) => {
+            let head = T::from_raw(&bytes).ok_or_else(garbled)?;
+            return Ok(Some(Letter { head, body: Vec::new(), start: 0, attachments: Vec::new() }));
+        }
+        Packet::End => return Ok(None),
+    };
+    let number = |at: usize| {
+        let bytes = body.get(at..at + 4).ok_or_else(garbled)?;
+        Ok::<_, io::Error>(u32::from_le_bytes(bytes.try_into().expect("four bytes")) as usize)
+    };
+    let (len, count) = (number(0)?, number(4)?);
+    let start = 8usize.checked_add(len).filter(|end| *end <= body.len()).ok_or_else(garbled)?;
+    if count > attachments.len() {
+        return Err(garbled());
+    }
+    let rest = attachments.split_off(count);
+    let head = Incoming { bytes: &body[8..start], attachments };
+    let head = authkey::allow_transfer(|| decode(head)).map_err(io::Error::other)?;
+    Ok(Some(Letter { head, body, start, attachments: rest }))
+}
+
+/// What can arrive without any encoding.
+pub(crate) trait FromRaw: Sized {
+    fn from_raw(bytes: &[u8]) -> Option<Self>;
+}
+
+impl FromRaw for Order {
+    fn from_raw(_: &[u8]) -> Option<Self> {
+        None
+    }
+}
+
+/// A signal handler may only call `send`, so what it says has a fixed form: see `sys::fault`.
+impl FromRaw for Report {
+    fn from_raw(bytes: &[u8]) -> Option<Self> {
+        match bytes {
+            [b'F', kind, ..] => Some(Self::Fault { stack_overflow: *kind == 1 }),
+            _ => None,
+        }
+    }
+}
+
+fn garbled() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "garbled control message")
+}

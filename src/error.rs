@@ -1,0 +1,361 @@
+//! Errors: one for each thing that can be told apart, and [`Error`], into which all convert.
+
+use std::error::Error as StdError;
+use std::fmt;
+use std::io;
+
+use serde::{Deserialize, Serialize};
+
+use crate::reduction::CodecError;
+
+/// What this crate's functions return.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Any error of this crate.
+///
+/// Match on it, or ask its predicates: they go on working when variants are added.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The operating system refused.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    /// The time allowed ran out; nothing was consumed.
+    #[error("timed out")]
+    Timeout,
+    /// The object was closed on this side.
+    #[error("{0} is closed")]
+    Closed(&'static str),
+    /// The process has not ended yet.
+    #[error("process {0} is still running")]
+    StillRunning(i32),
+    /// A process cannot wait for itself.
+    #[error("a process cannot join itself")]
+    JoinSelf,
+    /// Only the process that started a child can wait for it or end it.
+    #[error("only the process that started a child can do this")]
+    NotChild,
+    /// A daemon, which a pool's worker is too, tried to start a child.
+    #[error("daemonic processes are not allowed to have children")]
+    DaemonicChild,
+    /// A process was started before its own start had finished.
+    #[error(
+        "this process is itself still starting: a child may start processes only once its target \
+         runs; without the `init-hook` feature, call `freeze_support()` first thing in `main`"
+    )]
+    Bootstrapping,
+    /// A child did not come to run its target.
+    #[error(transparent)]
+    Start(#[from] StartError),
+    /// A value could not be written for another process. Nothing was sent.
+    #[error("cannot encode: {0}")]
+    Encode(#[source] CodecError),
+    /// What came from another process does not fit the type asked for.
+    #[error("cannot decode: {0}")]
+    Decode(#[source] CodecError),
+    /// An argument outside of what the function takes.
+    #[error("{0}")]
+    InvalidArgument(String),
+    /// The default start method was already fixed, by use or by an earlier call.
+    #[error("the start method is already set to {0}; use `force` to change it")]
+    ContextSet(crate::StartMethod),
+    /// Processes need Linux; in-process pools and `dummy` work everywhere.
+    #[error("starting processes is not supported on this platform")]
+    Unsupported,
+    /// A task did not return its value.
+    #[error(transparent)]
+    Task(#[from] TaskError),
+    /// The peer could not be authenticated.
+    #[error(transparent)]
+    Authentication(#[from] crate::connection::AuthError),
+    /// SIGINT arrived during [`block_on`](crate::block_on).
+    #[error("interrupted by SIGINT")]
+    Interrupted,
+}
+
+impl Error {
+    /// The time allowed ran out.
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            Self::Timeout | Self::Task(TaskError::TimedOut) => true,
+            Self::Io(e) => e.kind() == io::ErrorKind::TimedOut,
+            Self::Start(e) => matches!(e, StartError::Deadline(_)),
+            _ => false,
+        }
+    }
+
+    /// The object was closed on this side.
+    pub fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed(_) | Self::Task(TaskError::NotStarted(NotStarted::Closed)))
+    }
+
+    /// The process has not ended yet.
+    pub fn is_still_running(&self) -> bool {
+        matches!(self, Self::StillRunning(_))
+    }
+
+    /// The default context was already fixed.
+    pub fn is_already_set(&self) -> bool {
+        matches!(self, Self::ContextSet(_))
+    }
+
+    /// The peer could not be authenticated.
+    pub fn is_authentication(&self) -> bool {
+        matches!(self, Self::Authentication(_))
+    }
+
+    pub(crate) fn invalid(what: impl Into<String>) -> Self {
+        Self::InvalidArgument(what.into())
+    }
+}
+
+/// Why a child did not come to run its target.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// The executable is missing, not executable, or the kernel refused it.
+    #[error("cannot execute {program}: {source}")]
+    Execute {
+        /// What was to be executed.
+        program: String,
+        /// What the kernel said.
+        source: io::Error,
+    },
+    /// The child runs another build, and the function has no registered name.
+    #[error(
+        "the child runs another build of this program, and {function} has no name there: register \
+         it in both with `register!`"
+    )]
+    OtherBuild {
+        /// The function's type name.
+        function: String,
+    },
+    /// The child said why it cannot run the target.
+    #[error("the child could not start: {0}")]
+    Refused(String),
+    /// The child ended before it said hello.
+    #[error("the child ended before its target ran ({0}); does its executable link this crate?")]
+    Exited(crate::ExitStatus),
+    /// Nothing was heard of the child within the time allowed, so it was killed.
+    #[error("the child said nothing for {0:?} and was killed")]
+    Deadline(std::time::Duration),
+    /// The fork server cannot be used.
+    #[error("fork server: {0}")]
+    ForkServer(String),
+    /// A fork in a process whose other threads may hold locks.
+    #[error(
+        "refusing to fork: {0} threads that are not this crate's run in this process, and one may \
+         hold a lock that the child would wait for; use spawn or forkserver, or vouch for it with \
+         `Context::fork_with_threads`"
+    )]
+    Threads(usize),
+    /// The function lies in a shared library, which the child does not load.
+    #[error(
+        "the function lies outside of the main program: a shared library needs `set_executable` \
+         with a program that registers it"
+    )]
+    OutsideProgram,
+}
+
+/// Whether a failed task may have run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Ran {
+    /// It did not begin.
+    No,
+    /// It began, and how far it came is unknown.
+    Maybe,
+    /// It ran to its end.
+    Yes,
+}
+
+/// Why a task did not begin.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NotStarted {
+    /// The pool was closed or terminated before the task's turn.
+    #[error("the pool is closed")]
+    Closed,
+    /// It was withdrawn before its turn.
+    #[error("withdrawn before it began")]
+    Withdrawn,
+    /// Its arguments cannot be encoded.
+    #[error("its arguments cannot be encoded: {0}")]
+    Unencodable(CodecError),
+    /// Its arguments did not decode in the worker.
+    #[error("its arguments could not be decoded: {0}")]
+    Arguments(String),
+    /// The iterator that gives the items panicked.
+    #[error("the input ended in a panic: {0}")]
+    Input(String),
+    /// No worker could be started, or each failed in its initializer.
+    #[error("no worker could be started: {0}")]
+    NoWorker(String),
+    /// The pool's limit of waiting tasks is reached.
+    #[error("the pool has {0} tasks waiting, its limit")]
+    Full(usize),
+}
+
+/// Why a task gave no value.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TaskError {
+    /// It did not begin.
+    #[error("the task did not start: {0}")]
+    NotStarted(NotStarted),
+    /// It panicked. The worker lives on.
+    #[error("{0}")]
+    Panicked(RemotePanic),
+    /// It returned an error.
+    #[error("{0}")]
+    Returned(#[source] RemoteError),
+    /// It ran longer than its `timeout`; its worker was killed.
+    #[error("the task ran past its timeout and was killed")]
+    TimedOut,
+    /// It was aborted by its caller; if it was running, its worker was killed.
+    #[error("the task was aborted{}", if *began { " while it ran" } else { "" })]
+    Aborted {
+        /// Whether it had begun.
+        began: bool,
+    },
+    /// Its worker died while it ran.
+    #[error("the worker died while it ran {}: {}", .0.task, .0.exit)]
+    WorkerDied(Box<WorkerDied>),
+    /// Its result could not be encoded in the worker, which lives on.
+    #[error("the result, a {value}, cannot be encoded: {reason}")]
+    Unencodable {
+        /// What the codec said.
+        reason: String,
+        /// The type of the value.
+        value: String,
+    },
+    /// Its result does not fit the type asked for.
+    #[error("the result cannot be decoded: {0}")]
+    Undecodable(CodecError),
+}
+
+impl TaskError {
+    /// Whether the task may have run, which decides if it can be tried again.
+    pub fn ran(&self) -> Ran {
+        match self {
+            Self::NotStarted(_) | Self::Aborted { began: false } => Ran::No,
+            Self::TimedOut | Self::Aborted { began: true } | Self::WorkerDied(_) => Ran::Maybe,
+            Self::Panicked(_) | Self::Returned(_) | Self::Unencodable { .. } | Self::Undecodable(_) => Ran::Yes,
+        }
+    }
+}
+
+/// A worker's death, as far as it is known.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct WorkerDied {
+    /// How it ended.
+    pub exit: crate::ExitStatus,
+    /// The end of what it wrote to stderr: at most 4 KiB.
+    pub stderr_tail: String,
+    /// The function that it ran.
+    pub task: String,
+    /// Its process id.
+    pub pid: i32,
+}
+
+/// A panic in another process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
+pub struct RemotePanic {
+    /// The panic's message.
+    pub message: String,
+    /// `file:line:column`.
+    pub location: String,
+    /// The stack where it panicked; empty under `RUST_BACKTRACE=0`.
+    pub backtrace: String,
+    /// The function that panicked.
+    pub task: String,
+    /// The process where it happened.
+    pub pid: i32,
+}
+
+impl fmt::Display for RemotePanic {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { message, location, task, pid, .. } = self;
+        write!(f, "{task} panicked in process {pid} at {location}: {message}")?;
+        if f.alternate() && !self.backtrace.is_empty() {
+            write!(f, "\n{}", self.backtrace)?;
+        }
+        Ok(())
+    }
+}
+
+/// An error that a task returned: its message and the chain of its sources, as text.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RemoteError {
+    message: String,
+    source: Option<Box<RemoteError>>,
+    kind: String,
+}
+
+impl RemoteError {
+    /// Writes an error down, with its sources.
+    pub fn new<E: StdError + ?Sized>(error: &E) -> Self {
+        Self {
+            message: error.to_string(),
+            kind: std::any::type_name::<E>().to_owned(),
+            source: error.source().map(|source| Box::new(Self::new(source))),
+        }
+    }
+
+    /// The Rust type of the error where it was returned; `dyn Error` for boxed ones.
+    pub fn kind(&self) -> &str {
+        &self.kind
+    }
+}
+
+impl fmt::Display for RemoteError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl StdError for RemoteError {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.source.as_deref().map(|source| source as _)
+    }
+}
+
+/// The error side of a fallible task: any error becomes one by `?`.
+///
+/// It is not an `Error` itself, as that would forbid the conversion; and not a message: what
+/// travels is the [`RemoteError`] made of it.
+pub struct Failure(RemoteError);
+
+impl<E: StdError> From<E> for Failure {
+    fn from(error: E) -> Self {
+        Self(RemoteError::new(&error))
+    }
+}
+
+impl Failure {
+    /// A failure that is only a message.
+    pub fn msg(message: impl fmt::Display) -> Self {
+        Self(RemoteError { message: message.to_string(), source: None, kind: "message".to_owned() })
+    }
+}
+
+impl From<Failure> for RemoteError {
+    fn from(failure: Failure) -> Self {
+        failure.0
+    }
+}
+
+/// The message and its sources, a line each: what `main` and a process target print.
+impl fmt::Debug for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)?;
+        let mut source = self.0.source();
+        while let Some(error) = source {
+            write!(f, "\n  caused by: {error}")?;
+            source = error.source();
+        }
+        Ok(())
+    }
+}

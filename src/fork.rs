@@ -1,0 +1,55 @@
+//! The start method `fork`: this process is copied.
+
+use std::os::fd::{AsRawFd, RawFd};
+
+use crate::bootstrap;
+use crate::error::{Error, StartError};
+use crate::sys::process::Fork;
+use crate::sys::{self, Fd};
+use crate::util;
+
+/// Copies this process; the copy becomes the child that speaks on `theirs`.
+///
+/// Refused while threads other than this crate's run, unless the caller has `vouched` for them.
+pub(crate) fn start(theirs: &Fd, vouched: bool) -> Result<i32, Error> {
+    if !vouched {
+        match sys::threads::foreign()? {
+            0 => {}
+            threads => return Err(StartError::Threads(threads).into()),
+        }
+    }
+    // Else the copy would write out again what waits in these buffers.
+    crate::process::flush();
+    let held = util::hold_after_fork();
+    match sys::process::fork()? {
+        Fork::Parent { pid } => Ok(pid),
+        Fork::Child => {
+            drop(held);
+            become_child(theirs.as_raw_fd())
+        }
+    }
+}
+
+/// The copy's first act: descriptors that were not transferred go dead before any other code could
+/// use them. Dead and not closed, as what holds their numbers here (a runtime's epoll, its signal
+/// pipe) would else act on whatever got the numbers next. Nothing inherited is ever dropped.
+fn become_child(control: RawFd) -> ! {
+    if sys::fd::replace_all_except(&[control]).is_err() {
+        sys::process::exit_now(1);
+    }
+    let _ = sys::fd::null_stdin();
+    sys::signal::reset_signals();
+    sys::signal::default_sigpipe_ignored();
+    // This thread is inside of the parent's runtime, as it seems to Tokio: it stays where it is,
+    // and another one is the child.
+    let child = sys::threads::spawn("main", move || {
+        let Ok(control) = sys::fd::from_raw_checked(control) else { sys::process::exit_now(1) };
+        util::run_after_fork();
+        // C's exit handlers are copies of the parent's.
+        bootstrap::run(control, false)
+    });
+    if let Ok(thread) = child {
+        let _ = thread.join();
+    }
+    sys::process::exit_now(1)
+}

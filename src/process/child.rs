@@ -1,0 +1,99 @@
+//! A child as its parent sees it: from its birth to the status that it left.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex};
+
+use super::exit_status::ExitStatus;
+use crate::control::{self, Report};
+use crate::sys::per_process::process_token;
+use crate::sys::process::{self as kernel, Exit};
+use crate::sys::socket::Mode;
+use crate::sys::{self, Fd};
+use crate::util::lock;
+
+/// A child that was born: its pidfd, the socket to it, and what is known of its end.
+///
+/// Whoever looks first after its end takes its status from the kernel; then all know.
+#[derive(Debug)]
+pub(crate) struct Child {
+    pub(crate) pid: i32,
+    pub(crate) pidfd: Fd,
+    pub(crate) control: Fd,
+    /// Whether it leads a process group of its own.
+    pub(crate) group: bool,
+    /// The process that started it: no other may wait for it.
+    owner: u64,
+    end: Mutex<End>,
+}
+
+#[derive(Debug, Default)]
+struct End {
+    status: Option<ExitStatus>,
+    stack_overflow: bool,
+    last_words: Option<i32>,
+}
+
+impl Child {
+    pub(crate) fn new(pid: i32, pidfd: Fd, control: Fd, group: bool) -> Arc<Self> {
+        Arc::new(Self { pid, pidfd, control, group, owner: process_token(), end: Mutex::default() })
+    }
+
+    pub(crate) fn is_ours(&self) -> bool {
+        self.owner == process_token()
+    }
+
+    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Notes a report that came while somebody was reading the control socket.
+    pub(crate) fn note(&self, report: &Report) {
+        let mut end = lock(&self.end);
+        match *report {
+            Report::Exiting(code) => end.last_words = Some(code),
+            Report::Fault { stack_overflow } => end.stack_overflow |= stack_overflow,
+            _ => {}
+        }
+    }
+
+    /// How it ended, if it has. The first call after its end reaps it.
+    pub(crate) fn status(&self) -> Option<ExitStatus> {
+        if let Some(status) = lock(&self.end).status {
+            return Some(status);
+        }
+        if !self.is_ours() || !kernel::peek_exited(self.pidfd()) {
+            return None;
+        }
+        // What it said before its end is in the socket; nothing can follow.
+        while let Ok(Some(letter)) = control::receive::<Report>(self.control.as_fd(), Mode::Try) {
+            self.note(&letter.head);
+        }
+        let mut end = lock(&self.end);
+        if end.status.is_none() {
+            let exit = match kernel::try_wait(self.pidfd()) {
+                Ok(Some(Exit::Unknown)) | Err(_) => end.last_words.map_or(Exit::Unknown, Exit::Code),
+                Ok(Some(exit)) => exit,
+                Ok(None) => return None,
+            };
+            end.status = Some(ExitStatus::new(exit, end.stack_overflow));
+        }
+        end.status
+    }
+
+    pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
+        kernel::pidfd_signal(self.pidfd(), signal)
+    }
+
+    /// Kills it and, if it leads a group, all that is in it. The group is safe to name only while
+    /// the leader is not reaped: until then nobody else can have its number.
+    pub(crate) fn kill_tree(&self) {
+        let end = lock(&self.end);
+        if end.status.is_none() {
+            if self.group {
+                let _ = kernel::kill_group(self.pid, sys::signal::KILL);
+            }
+            let _ = self.signal(sys::signal::KILL);
+        }
+    }
+}

@@ -1,0 +1,93 @@
+//! How a process ended.
+
+use std::fmt;
+
+use crate::sys::process::Exit;
+
+/// How a process ended: by an exit code, by a signal, or in a way that nobody knows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct ExitStatus {
+    exit: Exit,
+    stack_overflow: bool,
+}
+
+impl ExitStatus {
+    pub(crate) fn new(exit: Exit, stack_overflow: bool) -> Self {
+        Self { exit, stack_overflow }
+    }
+
+    /// Whether the exit code is 0.
+    pub fn success(&self) -> bool {
+        self.code() == Some(0)
+    }
+
+    /// The exit code, if it ended by one.
+    pub fn code(&self) -> Option<i32> {
+        match self.exit {
+            Exit::Code(code) => Some(code),
+            _ => None,
+        }
+    }
+
+    /// The signal that ended it, if one did.
+    pub fn signal(&self) -> Option<i32> {
+        match self.exit {
+            Exit::Signal { signal, .. } => Some(signal),
+            _ => None,
+        }
+    }
+
+    /// Whether a memory image was written.
+    pub fn core_dumped(&self) -> bool {
+        matches!(self.exit, Exit::Signal { core: true, .. })
+    }
+
+    /// Whether it died because a thread used up its stack.
+    pub fn stack_overflow(&self) -> bool {
+        self.stack_overflow
+    }
+
+    /// Whether it ended and nobody knows how: somebody else in this process reaped it, or SIGCHLD
+    /// is ignored here, and it had no time to say its code.
+    pub fn is_unknown(&self) -> bool {
+        self.exit == Exit::Unknown
+    }
+
+    /// The code as Python gives it: `-N` for signal N, 255 if nobody knows.
+    pub fn exit_code(&self) -> i32 {
+        match self.exit {
+            Exit::Code(code) => code,
+            Exit::Signal { signal, .. } => -signal,
+            Exit::Unknown => 255,
+        }
+    }
+}
+
+pub(crate) fn signal_name(signal: i32) -> String {
+    match nix::sys::signal::Signal::try_from(signal) {
+        Ok(known) => known.as_str().to_owned(),
+        Err(_) => format!("signal {signal}"),
+    }
+}
+
+impl fmt::Display for ExitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.exit {
+            Exit::Code(code) => write!(f, "exit code {code}")?,
+            Exit::Signal { signal, core } => {
+                write!(f, "{}{}", signal_name(signal), if core { ", core dumped" } else { "" })?;
+            }
+            Exit::Unknown => write!(f, "exited, status unknown")?,
+        }
+        if self.stack_overflow {
+            write!(f, " (stack overflow)")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for ExitStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ExitStatus({self})")
+    }
+}

@@ -1,0 +1,44 @@
+//! What becomes ready when a process ends.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+
+use crate::error::Result;
+use crate::sys::Fd;
+
+/// A descriptor (a pidfd) that is readable once its process has ended, and stays so.
+///
+/// It is a duplicate: it stays valid after the [`Process`](crate::Process) was joined or dropped,
+/// and closes when dropped.
+#[derive(Debug)]
+pub struct Sentinel(Fd);
+
+impl Sentinel {
+    pub(crate) fn new(pidfd: Fd) -> Self {
+        Self(pidfd)
+    }
+
+    /// Whether the process has ended.
+    pub fn is_ready(&self) -> bool {
+        crate::sys::process::peek_exited(self.0.as_fd())
+    }
+
+    /// Waits until the process has ended.
+    ///
+    /// # Cancel safety
+    /// Nothing is consumed: dropping the future and calling again is the same as waiting on.
+    pub async fn ready(&self) -> Result<()> {
+        Ok(super::reactor::readable(self.0.as_fd()).await?)
+    }
+}
+
+impl AsFd for Sentinel {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+impl AsRawFd for Sentinel {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}

@@ -1,0 +1,211 @@
+//! The start of a child: an order, a birth, a handshake, each against a deadline.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::time::Duration;
+
+use super::child::Child;
+use super::{About, ExitStatus, Identity, Process, reactor, table};
+use crate::context::{Context, StartMethod, get_executable};
+use crate::control::{self, Order, Report, Work};
+use crate::error::{Error, Result, StartError};
+use crate::reduction::{Attachments, Handle};
+use crate::sys::per_process::PerProcess;
+use crate::sys::process::Exit;
+use crate::sys::socket::Mode;
+use crate::sys::{self, Fd};
+use crate::util::lock;
+use crate::{fork, forkserver, spawn};
+
+/// All that a start needs.
+pub(super) struct Plan {
+    pub(super) work: Work,
+    pub(super) args: (Vec<u8>, Attachments),
+    pub(super) context: Context,
+    pub(super) path: Vec<u32>,
+    pub(super) worker: bool,
+    pub(super) stderr: Option<Fd>,
+    pub(super) timeout: Duration,
+    pub(super) about: About,
+}
+
+pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
+    sys::fd::raise_fd_limit();
+    let method = plan.context.start_method();
+    let (ours, theirs) = sys::socket::seqpacket_pair()?;
+    let order = Order {
+        work: plan.work,
+        name: plan.about.name.clone(),
+        path: plan.path,
+        daemon: plan.about.daemon,
+        worker: plan.worker,
+        authkey: plan.about.authkey.clone(),
+        method,
+        parent: identity.as_parent()?,
+        lifeline: plan.about.daemon.then(lifeline).transpose()?,
+        stderr: plan.stderr.map(Handle::new),
+        surroundings: if method == StartMethod::ForkServer { forkserver::surroundings() } else { Default::default() },
+        log_level: crate::log::level_for_child(),
+        executable: get_executable(),
+    };
+    // Written before the child runs, and never more than the socket takes at once.
+    let (args, attachments) = plan.args;
+    control::send(ours.as_fd(), &order, &args, attachments, Mode::Try)?;
+    drop(order);
+
+    let deadline = reactor::Deadline::after(plan.timeout)?;
+    let timeout = plan.timeout;
+    let started = async {
+        let newborn = match method {
+            StartMethod::Spawn => {
+                off_thread(move || Newborn::born(spawn::start(theirs.as_fd())?, ours)).await??
+            }
+            StartMethod::Fork if plan.context.vouched() => {
+                off_thread(move || Newborn::born(fork::start(&theirs, true)?, ours)).await??
+            }
+            // There is no other thread to hand this to.
+            StartMethod::Fork => {
+                let pid = fork::start(&theirs, false)?;
+                drop(theirs);
+                Newborn::born(pid, ours)?
+            }
+            StartMethod::ForkServer => {
+                let expected = Newborn::expected(ours);
+                forkserver::request(theirs.as_fd()).await?;
+                drop(theirs);
+                expected
+            }
+        };
+        newborn.handshake().await
+    };
+    tokio::select! {
+        biased;
+        child = started => {
+            let child = child?;
+            crate::log::info(format_args!("child process {} calling its target: pid {}", plan.about.name, child.pid));
+            Ok(Process::new(child, Arc::new(plan.about)))
+        }
+        over = deadline.over() => {
+            over?;
+            Err(StartError::Deadline(timeout).into())
+        }
+    }
+}
+
+/// A child that nobody but its start knows of: dropped, it is killed and reaped.
+struct Newborn {
+    /// Until it is born, if that is the fork server's doing: its id will come on this socket.
+    expected: Option<Fd>,
+    child: Option<Arc<Child>>,
+}
+
+impl Newborn {
+    fn expected(control: Fd) -> Self {
+        Self { expected: Some(control), child: None }
+    }
+
+    /// Takes hold of a child that was just made.
+    fn born(pid: i32, control: Fd) -> Result<Self> {
+        match sys::process::pidfd_open(pid) {
+            Ok(pidfd) => Ok(Self { expected: None, child: Some(Child::new(pid, pidfd, control, false)) }),
+            // It has ended and somebody else has reaped it.
+            Err(error) if error.raw_os_error() == Some(sys::process::ESRCH) => {
+                let unknown = ExitStatus::new(Exit::Unknown, false);
+                Err(StartError::Exited(unknown).into())
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn control(&self) -> io::Result<BorrowedFd<'_>> {
+        let born = self.child.as_ref().map(|child| child.control.as_fd());
+        born.or_else(|| self.expected.as_ref().map(Fd::as_fd)).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Waits until it says that its target is about to run.
+    async fn handshake(mut self) -> Result<Arc<Child>> {
+        let mut early = Vec::new();
+        loop {
+            match control::receive::<Report>(self.control()?, Mode::Try) {
+                Ok(Some(letter)) => match letter.head {
+                    Report::Born { pid, pidfd } => {
+                        if let Some(control) = self.expected.take() {
+                            self.child = Some(Child::new(pid, pidfd.into_fd()?, control, false));
+                        }
+                    }
+                    Report::Ready { pid } => {
+                        if let Some(control) = self.expected.take() {
+                            self = Self::born(pid, control)?;
+                        }
+                        let child = self.child.take().ok_or(Error::NotChild)?;
+                        early.iter().for_each(|report| child.note(report));
+                        return Ok(child);
+                    }
+                    Report::Refused(why) => return Err(StartError::Refused(why).into()),
+                    other => early.push(other),
+                },
+                Ok(None) => return Err(self.ended().await?.into()),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => reactor::readable(self.control()?).await?,
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// Why it closed the socket without a word. A foreign program may do so and live on.
+    async fn ended(&self) -> io::Result<StartError> {
+        let Some(child) = &self.child else {
+            return Ok(StartError::ForkServer("it died during a start".to_owned()));
+        };
+        reactor::readable(child.pidfd()).await?;
+        Ok(StartError::Exited(child.status().unwrap_or(ExitStatus::new(Exit::Unknown, false))))
+    }
+}
+
+impl Drop for Newborn {
+    fn drop(&mut self) {
+        if let Some(child) = self.child.take() {
+            child.kill_tree();
+            table::adopt(child);
+        }
+        if let Some(control) = self.expected.take() {
+            table::adopt_unborn(control);
+        }
+    }
+}
+
+/// The pipe by whose end daemons learn of this process's: the kernel kills them then.
+fn lifeline() -> io::Result<Handle> {
+    static LIFELINE: PerProcess<OnceLock<(Fd, Fd)>> = PerProcess::new(OnceLock::new);
+    let cell = LIFELINE.get();
+    let ends = match cell.get() {
+        Some(ends) => ends,
+        None => {
+            let fresh = sys::orphan::lifeline()?;
+            cell.get_or_init(|| fresh)
+        }
+    };
+    Ok(Handle::new(ends.0.try_clone()?))
+}
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// Runs what blocks for longer than a reactor should, on a thread of this crate's: not on
+/// Tokio's blocking pool, whose threads would then stand in the way of a fork.
+async fn off_thread<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    static STARTER: PerProcess<Mutex<Option<mpsc::Sender<Job>>>> = PerProcess::new(Mutex::default);
+    let (done, result) = tokio::sync::oneshot::channel();
+    // If nobody waits any more, the result is dropped there, which kills what was born.
+    let job: Job = Box::new(move || drop(done.send(job())));
+    {
+        let mut starter = lock(STARTER.get());
+        if starter.is_none() {
+            let (sender, jobs) = mpsc::channel::<Job>();
+            sys::threads::spawn("mp-starter", move || jobs.into_iter().for_each(|job| job()))?;
+            *starter = Some(sender);
+        }
+        let sender = starter.as_ref().ok_or(Error::Closed("the starter"))?;
+        sender.send(job).map_err(|_| Error::Closed("the starter"))?;
+    }
+    result.await.map_err(|_| Error::Closed("the starter"))
+}

@@ -1,0 +1,151 @@
+//! The children that this process has, and the thread that reaps those whom nobody waits for.
+
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex, Once, Weak};
+
+use super::child::Child;
+use super::{LastHandle, Process};
+use crate::control::{self, Report};
+use crate::sys::per_process::PerProcess;
+use crate::sys::socket::Mode;
+use crate::sys::{self, Fd};
+use crate::util::lock;
+
+/// One line of the table: a child, what is said of it, and its handles if there are any.
+#[derive(Clone)]
+pub(crate) struct Entry {
+    pub(crate) child: Arc<Child>,
+    pub(crate) about: Arc<super::About>,
+    last: Weak<LastHandle>,
+    closed: Arc<AtomicBool>,
+}
+
+static TABLE: PerProcess<Mutex<Vec<Entry>>> = PerProcess::new(Mutex::default);
+
+pub(crate) fn enter(process: &Process) {
+    crate::util::install_exit_hook();
+    let Process { child, about, last, closed } = process.clone();
+    lock(TABLE.get()).push(Entry { child, about, last: Arc::downgrade(&last), closed });
+}
+
+pub(crate) fn leave(child: &Arc<Child>) {
+    lock(TABLE.get()).retain(|entry| !Arc::ptr_eq(&entry.child, child));
+}
+
+/// The children that have not ended. Those that have are reaped, as in Python.
+pub fn active_children() -> Vec<Process> {
+    let children = alive().into_iter().filter(|entry| !entry.about.internal);
+    children.map(|Entry { child, about, last, closed }| {
+        // All handles may be gone; then this is again the first.
+        let last = last.upgrade().unwrap_or_else(|| Arc::new(LastHandle(child.clone())));
+        Process { child, about, last, closed }
+    })
+    .collect()
+}
+
+/// All that have not ended, pool workers and the like too.
+pub(crate) fn alive() -> Vec<Entry> {
+    let all = lock(TABLE.get()).clone();
+    let (ended, alive): (Vec<_>, Vec<_>) = all.into_iter().partition(|entry| entry.child.status().is_some());
+    for entry in ended {
+        leave(&entry.child);
+    }
+    alive
+}
+
+/// Whom the reaper looks after.
+enum Ward {
+    Child(Arc<Child>),
+    /// Asked of the fork server by somebody who gave up before it was born: its end of the
+    /// control socket, on which its id may still come.
+    Unborn(Fd),
+}
+
+struct Reaper {
+    wards: Mutex<Vec<Arc<Ward>>>,
+    bell: Option<Fd>,
+    thread: Once,
+}
+
+static REAPER: PerProcess<Reaper> = PerProcess::new(|| Reaper {
+    wards: Mutex::default(),
+    bell: sys::fd::eventfd().ok(),
+    thread: Once::new(),
+});
+
+/// Sees to it that a child is reaped when it ends, without any runtime.
+pub(crate) fn adopt(child: Arc<Child>) {
+    if child.status().is_some() {
+        leave(&child);
+    } else {
+        look_after(Ward::Child(child));
+    }
+}
+
+/// Sees to it that a child which is not wanted any more dies as soon as it is known.
+pub(crate) fn adopt_unborn(control: Fd) {
+    look_after(Ward::Unborn(control));
+}
+
+fn look_after(ward: Ward) {
+    let reaper = REAPER.get();
+    lock(&reaper.wards).push(Arc::new(ward));
+    reaper.thread.call_once(|| {
+        // Without a thread the children stay zombies until somebody asks for them: no more than
+        // what a dropped `std::process::Child` does.
+        let _ = sys::threads::spawn("mp-reaper", move || reap_for_ever(reaper));
+    });
+    if let Some(bell) = &reaper.bell {
+        sys::fd::ring(bell.as_fd());
+    }
+}
+
+fn reap_for_ever(reaper: &'static Reaper) {
+    let Some(bell) = &reaper.bell else { return };
+    loop {
+        let wards = lock(&reaper.wards).clone();
+        let waited: Vec<_> = wards.iter().map(|ward| ward.descriptor()).collect();
+        sys::fd::poll_any(&waited, bell.as_fd());
+        for ward in &wards {
+            if let Some(next) = ward.look() {
+                let mut wards = lock(&reaper.wards);
+                wards.retain(|kept| !Arc::ptr_eq(kept, ward));
+                wards.extend(next.map(|child| Arc::new(Ward::Child(child))));
+            }
+        }
+    }
+}
+
+impl Ward {
+    fn descriptor(&self) -> BorrowedFd<'_> {
+        match self {
+            Self::Child(child) => child.pidfd(),
+            Self::Unborn(control) => control.as_fd(),
+        }
+    }
+
+    /// `None` to go on waiting, else who is to be waited for in its place.
+    fn look(&self) -> Option<Option<Arc<Child>>> {
+        match self {
+            Self::Child(child) => {
+                child.status()?;
+                leave(child);
+                Some(None)
+            }
+            Self::Unborn(control) => loop {
+                match control::receive::<Report>(control.as_fd(), Mode::Try).map(|letter| letter.map(|l| l.head)) {
+                    Ok(Some(Report::Born { pid, pidfd })) => {
+                        let child = Child::new(pid, pidfd.into_fd().ok()?, control.try_clone().ok()?, false);
+                        child.kill_tree();
+                        break Some(Some(child));
+                    }
+                    Ok(Some(_)) => {}
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break None,
+                    Ok(None) | Err(_) => break Some(None),
+                }
+            },
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Bytes that travel without being copied.
+
+use std::fmt;
+use std::ops::Deref;
+use std::os::fd::AsFd;
+
+use bytes::Bytes;
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::transfer::{Attachment, attach, detach};
+use crate::sys::memory::Frozen;
+
+/// Immutable bytes in shared memory. Sending one sends its descriptor: no byte is copied, whatever
+/// the size, and every process that received it reads the same pages.
+///
+/// Making one copies the bytes once and costs a descriptor until the first clone is dropped with
+/// the last. The memory is sealed, so nobody can change or shrink it under a reader; what arrives
+/// without these seals is refused. Cloning is cheap and shares the mapping.
+///
+/// ```
+/// let blob = tokio_multiprocess::Blob::new(b"one copy, then none")?;
+/// assert_eq!(&blob[..8], b"one copy");
+/// # Ok::<(), tokio_multiprocess::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct Blob {
+    attachment: Attachment,
+    bytes: Bytes,
+}
+
+impl Blob {
+    /// Copies `bytes` into sealed shared memory.
+    ///
+    /// # Errors
+    /// When no descriptor or no memory is left (a full `/dev/shm` or memory cgroup is an error
+    /// here, never a SIGBUS later), and on platforms without processes.
+    pub fn new(bytes: impl AsRef<[u8]>) -> crate::Result<Self> {
+        let fd = Frozen::create(bytes.as_ref())?;
+        Ok(Self::adopt(fd)?)
+    }
+
+    fn adopt(fd: crate::sys::Fd) -> std::io::Result<Self> {
+        let bytes = Bytes::from_owner(Frozen::map(fd.as_fd())?);
+        Ok(Self { attachment: Attachment(fd.into()), bytes })
+    }
+}
+
+impl Deref for Blob {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+impl AsRef<[u8]> for Blob {
+    fn as_ref(&self) -> &[u8] {
+        &self.bytes
+    }
+}
+
+/// Shares the mapping; nothing is copied.
+impl From<Blob> for Bytes {
+    fn from(blob: Blob) -> Self {
+        blob.bytes
+    }
+}
+
+impl PartialEq for Blob {
+    fn eq(&self, other: &Self) -> bool {
+        self.bytes == other.bytes
+    }
+}
+
+impl Eq for Blob {}
+
+impl fmt::Debug for Blob {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Blob({} bytes)", self.bytes.len())
+    }
+}
+
+impl Serialize for Blob {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        attach(self.attachment.clone())?.serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Blob {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let fd = detach(u32::deserialize(deserializer)?)?;
+        Self::adopt(fd).map_err(|error| D::Error::custom(format_args!("not a blob: {error}")))
+    }
+}

@@ -1,0 +1,18 @@
+//! The Linux face: one file for each of the kernel's subjects.
+
+pub(crate) mod env;
+pub(crate) mod fault;
+pub(crate) mod fd;
+pub(crate) mod init;
+pub(crate) mod interrupt;
+pub(crate) mod memory;
+pub(crate) mod orphan;
+pub(crate) mod per_process;
+pub(crate) mod process;
+pub(crate) mod program;
+pub(crate) mod reactor;
+pub(crate) mod signal;
+pub(crate) mod socket;
+pub(crate) mod threads;
+
+pub(crate) use std::os::fd::OwnedFd as Fd;

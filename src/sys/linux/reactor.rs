@@ -1,0 +1,31 @@
+//! A descriptor with Tokio's reactor: the only thing of Tokio's that asks for a promise.
+
+use std::io;
+
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+use super::Fd;
+
+/// A descriptor that is registered with the runtime it was made on. Only shared access is given
+/// out, so nobody can put another descriptor into its place.
+#[derive(Debug)]
+pub(crate) struct Registered(AsyncFd<Fd>);
+
+impl Registered {
+    /// # Errors
+    /// `AlreadyExists` if the same descriptor is registered there already: register a duplicate.
+    ///
+    /// # Panics
+    /// Outside of a runtime, and on one whose builder did not enable I/O.
+    pub(crate) fn new(fd: Fd, interest: Interest) -> io::Result<Self> {
+        // SAFETY: the descriptor is owned, so it is open and the same until this is dropped, and
+        // `as_raw_fd` of an `OwnedFd` always gives the same number.
+        let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
+        registered.map(Self).map_err(io::Error::from)
+    }
+
+    pub(crate) fn get(&self) -> &AsyncFd<Fd> {
+        &self.0
+    }
+}

@@ -1,0 +1,40 @@
+//! The threads of this crate, told apart from those of the program.
+
+use std::io;
+use std::sync::Mutex;
+use std::thread::JoinHandle;
+
+use super::per_process::PerProcess;
+use super::process::{gettid, threads};
+
+static OWN: PerProcess<Mutex<Vec<i32>>> = PerProcess::new(Mutex::default);
+
+/// Starts a thread that a fork may leave behind: it holds no lock across a wait that a child needs.
+pub(crate) fn spawn<T: Send + 'static>(
+    name: &str,
+    run: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    let (registered, seen) = std::sync::mpsc::channel();
+    let handle = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
+        let tid = gettid();
+        own().push(tid);
+        // Its starter goes on only when the thread is known, else a fork would count it as foreign.
+        let _ = registered.send(());
+        let value = run();
+        own().retain(|known| *known != tid);
+        value
+    })?;
+    let _ = seen.recv();
+    Ok(handle)
+}
+
+fn own() -> std::sync::MutexGuard<'static, Vec<i32>> {
+    OWN.get().lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// How many threads run beside this one that are not this crate's.
+pub(crate) fn foreign() -> io::Result<usize> {
+    let own = own().clone();
+    let me = gettid();
+    Ok(threads()?.into_iter().filter(|tid| *tid != me && !own.contains(tid)).count())
+}

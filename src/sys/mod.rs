@@ -1,0 +1,17 @@
+//! The only room with `unsafe` code: what the kernel and the linker offer, behind safe functions.
+//!
+//! Nothing here knows more of Tokio than how a descriptor is registered. `linux` is the face on which processes work; `portable` has just what
+//! the modules that exist everywhere need.
+#![allow(unsafe_code)]
+
+pub(crate) mod image;
+
+#[cfg(multiprocess)]
+mod linux;
+#[cfg(multiprocess)]
+pub(crate) use linux::*;
+
+#[cfg(not(multiprocess))]
+mod portable;
+#[cfg(not(multiprocess))]
+pub(crate) use portable::*;
