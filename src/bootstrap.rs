@@ -126,11 +126,12 @@ pub(crate) fn run(control: Fd, own_handlers: bool) -> ! {
         Ok(None) => sys::process::exit_now(1),
         Err(error) => refuse(&control, format!("its order cannot be read: {error}")),
     };
-    let mut letter = letter;
-    if let Err(error) = settle(&mut letter.head, &control) {
+    let (order, bytes, attachments) = letter.split();
+    let found = find(&order.work);
+    if let Err(error) = settle(order, &control) {
         refuse(&control, error.to_string());
     }
-    let found = match find(&letter.head.work) {
+    let found = match found {
         Ok(found) => found,
         Err(why) => refuse(&control, why),
     };
@@ -141,7 +142,6 @@ pub(crate) fn run(control: Fd, own_handlers: bool) -> ! {
     }
     set_leaving(Leaving { control, run_handlers: own_handlers });
     set_phase(Phase::Running);
-    let (bytes, attachments) = letter.into_rest();
     let args = Incoming { bytes: &bytes, attachments };
     // The report of a panic was printed by the panic hook.
     let code = catch_unwind(AssertUnwindSafe(|| call(found, args))).unwrap_or(1);
@@ -178,7 +178,7 @@ fn current_name() -> String {
 }
 
 /// Takes its place: descriptors, directory, environment, group, identity.
-fn settle(order: &mut Order, control: &Fd) -> std::io::Result<()> {
+fn settle(mut order: Order, control: &Fd) -> std::io::Result<()> {
     if let Some(stderr) = order.stderr.take() {
         sys::fd::dup2_onto(stderr.into_fd()?, 2)?;
     }

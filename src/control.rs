@@ -96,11 +96,11 @@ pub(crate) struct Letter<T> {
 }
 
 impl<T> Letter<T> {
-    /// The arguments or the value, as they came.
-    pub(crate) fn into_rest(self) -> (Vec<u8>, Vec<Fd>) {
+    /// The head, and the arguments or the value as they came.
+    pub(crate) fn split(self) -> (T, Vec<u8>, Vec<Fd>) {
         let mut body = self.body;
         body.drain(..self.start);
-        (body, self.attachments)
+        (self.head, body, self.attachments)
     }
 }
 

@@ -67,7 +67,7 @@ pub enum Error {
     Task(#[from] TaskError),
     /// The peer could not be authenticated.
     #[error(transparent)]
-    Authentication(#[from] crate::connection::AuthError),
+    Authentication(crate::connection::AuthError),
     /// SIGINT arrived during [`block_on`](crate::block_on).
     #[error("interrupted by SIGINT")]
     Interrupted,
@@ -106,6 +106,16 @@ impl Error {
 
     pub(crate) fn invalid(what: impl Into<String>) -> Self {
         Self::InvalidArgument(what.into())
+    }
+}
+
+/// A link that breaks during the handshake is no failed authentication.
+impl From<crate::connection::AuthError> for Error {
+    fn from(error: crate::connection::AuthError) -> Self {
+        match error {
+            crate::connection::AuthError::Io(error) => Self::Io(error),
+            error => Self::Authentication(error),
+        }
     }
 }
 

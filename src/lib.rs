@@ -1,4 +1,71 @@
-//! Process-based parallelism for Tokio.
+//! Process-based parallelism for Tokio: Python's `multiprocessing`, as objects that are awaited.
+//!
+//! Run a function in another process from async Rust. If it times out, crashes or its caller
+//! leaves, it dies; your service does not. **The death of any process at any instant neither
+//! hangs, corrupts nor loses anything that belongs to the others.**
+//!
+//! ```no_run
+//! use tokio_multiprocess as mp;
+//!
+//! fn square(x: u64) -> u64 {
+//!     x * x
+//! }
+//!
+//! #[tokio::main]
+//! async fn main() -> mp::Result<()> {
+//!     let pool = mp::Pool::new(4).await?;
+//!     let squares = pool.map(square, 0..1_000).await?;
+//!     let product = pool.apply(|a: u64, b: u64| a * b, (6, 7)).await?;
+//!     assert_eq!((squares[9], product), (81, 42));
+//!     Ok(())
+//! }
+//! ```
+//!
+//! # In the first minute
+//!
+//! - **A function is any `fn` or closure without captures**, sync or async, with up to eight
+//!   arguments given as one tuple. Nothing is registered, `main` stays as it is. What a closure
+//!   would capture is passed as an argument; the compiler refuses captures and says so.
+//! - **`main` never runs in a child.** A child is recognised before `main`, so what `main` sets up
+//!   (tracing, configuration, a runtime) is not there: do it in the pool's `initializer`, or pass
+//!   it as an argument.
+//! - **Arguments and results are messages**: whatever serde can write and read back. `&str` cannot
+//!   be rebuilt on the other side; send a `String`. Large bytes travel as a [`Blob`], uncopied.
+//! - **Sync code waits with [`block_on`]**, in a target or task, as async code does with `.await`.
+//!
+//! # From Python
+//!
+//! | Python | here |
+//! |---|---|
+//! | `Process(target=f, args=a).start()` | [`Process::builder(f, a)`](Process::builder)`.start().await?` |
+//! | a subclass of `Process` with `run` | [`Run`] and [`Process::from_run`] |
+//! | `p.join()`, `p.exitcode`, `p.sentinel` | [`Process::join`], [`exit_code`](Process::exit_code), [`sentinel`](Process::sentinel) |
+//! | `get_context("spawn")` | [`Context::new`]`(`[`StartMethod::Spawn`]`)` |
+//! | `set_start_method`, `set_executable`, `set_forkserver_preload` | the same names |
+//! | `current_process()`, `parent_process()`, `active_children()` | the same names |
+//! | `Pool(4)` | [`Pool::new`]`(4).await?` |
+//! | `pool.apply_async(f, args)` | [`pool.apply(f, args)`](Pool::apply)`.submit()` |
+//! | `pool.imap_unordered(f, xs)` | [`pool.imap_unordered(f, xs)`](Pool::imap_unordered), a stream |
+//! | `sys.exit(reason)` in a child | [`exit`] |
+//! | `util.Finalize`, `register_after_fork` | [`util::Finalize`], [`register_after_fork`] |
+//!
+//! # Start methods
+//!
+//! | | [`Spawn`](StartMethod::Spawn), the default | [`ForkServer`](StartMethod::ForkServer) | [`Fork`](StartMethod::Fork) |
+//! |---|---|---|---|
+//! | the child is | this program, executed anew | a copy of a small server | a copy of this process |
+//! | statics | as at program start | as preloaded | as they are here |
+//! | other threads here | no matter | no matter | refused, unless vouched for |
+//!
+//! # Costs
+//!
+//! A child costs its parent two descriptors (its pidfd and a socket), and a pool's worker two
+//! more; the soft limit of descriptors is raised to the hard one at the first start.
+//!
+//! # Platforms
+//!
+//! Processes need Linux 5.10 or newer. Elsewhere the crate compiles, and starting a process gives
+//! [`Error::Unsupported`].
 
 #[cfg(multiprocess)]
 mod bootstrap;

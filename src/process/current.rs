@@ -3,7 +3,7 @@
 use std::fmt;
 use std::os::fd::AsFd;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
 
 use super::sentinel::Sentinel;
@@ -53,13 +53,13 @@ impl Identity {
     }
 
     /// Makes this process the one that the order describes.
-    pub(crate) fn become_child(order: &mut Order) -> std::io::Result<()> {
-        let ParentInfo { pid, name, pidfd } = &order.parent;
-        let parent = Parent { pid: *pid, name: name.clone(), pidfd: pidfd.duplicate()? };
+    pub(crate) fn become_child(order: Order) -> std::io::Result<()> {
+        let ParentInfo { pid, name, pidfd } = order.parent;
+        let parent = Parent { pid, name, pidfd: pidfd.into_fd()? };
         *lock(IDENTITY.get()) = Arc::new(Self {
-            about: Mutex::new(About { name: order.name.clone(), authkey: order.authkey.clone() }),
+            about: Mutex::new(About { name: order.name, authkey: order.authkey }),
             daemon: order.daemon,
-            path: std::mem::take(&mut order.path),
+            path: order.path,
             children: AtomicU32::new(0),
             parent: Some(Arc::new(parent)),
         });
@@ -80,8 +80,20 @@ impl Identity {
 
     /// How a child of this process knows it.
     pub(crate) fn as_parent(&self) -> std::io::Result<ParentInfo> {
-        let pidfd = Handle::new(sys::process::pidfd_open(sys::process::getpid())?);
-        Ok(ParentInfo { pid: sys::process::getpid(), name: lock(&self.about).name.clone(), pidfd })
+        static PIDFD: PerProcess<OnceLock<Handle>> = PerProcess::new(OnceLock::new);
+        let cell = PIDFD.get();
+        let pidfd = match cell.get() {
+            Some(pidfd) => pidfd,
+            None => {
+                let fresh = Handle::new(sys::process::pidfd_open(sys::process::getpid())?);
+                cell.get_or_init(|| fresh)
+            }
+        };
+        Ok(ParentInfo {
+            pid: sys::process::getpid(),
+            name: lock(&self.about).name.clone(),
+            pidfd: pidfd.clone(),
+        })
     }
 
     pub(crate) fn authkey(&self) -> AuthKey {

@@ -176,16 +176,16 @@ impl Drop for Newborn {
 
 /// The pipe by whose end daemons learn of this process's: the kernel kills them then.
 fn lifeline() -> io::Result<Handle> {
-    static LIFELINE: PerProcess<OnceLock<(Fd, Fd)>> = PerProcess::new(OnceLock::new);
+    static LIFELINE: PerProcess<OnceLock<(Handle, Fd)>> = PerProcess::new(OnceLock::new);
     let cell = LIFELINE.get();
     let ends = match cell.get() {
         Some(ends) => ends,
         None => {
-            let fresh = sys::orphan::lifeline()?;
-            cell.get_or_init(|| fresh)
+            let (read, write) = sys::orphan::lifeline()?;
+            cell.get_or_init(|| (Handle::new(read), write))
         }
     };
-    Ok(Handle::new(ends.0.try_clone()?))
+    Ok(ends.0.clone())
 }
 
 type Job = Box<dyn FnOnce() + Send>;

@@ -119,11 +119,11 @@ async fn reply(process: Process) -> Result<Reply, TaskError> {
     let child = &process.child;
     loop {
         match control::receive::<Report>(child.control.as_fd(), Mode::Try) {
-            Ok(Some(letter)) => match letter.head {
-                Report::Value => return Ok(letter.into_rest()),
-                Report::Failed(failure) => return Err(failure.into_error()),
-                Report::Panicked(panic) => return Err(TaskError::Panicked(panic)),
-                other => child.note(&other),
+            Ok(Some(letter)) => match letter.split() {
+                (Report::Value, bytes, attachments) => return Ok((bytes, attachments)),
+                (Report::Failed(failure), ..) => return Err(failure.into_error()),
+                (Report::Panicked(panic), ..) => return Err(TaskError::Panicked(panic)),
+                (other, ..) => child.note(&other),
             },
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                 if reactor::readable(child.control.as_fd()).await.is_err() {

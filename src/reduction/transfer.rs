@@ -28,8 +28,8 @@ impl Attachment {
     }
 }
 
-/// A bare descriptor inside of a message: sending it sends a duplicate.
-#[derive(Debug)]
+/// A bare descriptor inside of a message: sending it sends a duplicate. Clones share it.
+#[derive(Clone, Debug)]
 pub(crate) struct Handle(pub(crate) Attachment);
 
 impl Handle {
@@ -41,10 +41,6 @@ impl Handle {
         self.0.into_fd()
     }
 
-    #[cfg(multiprocess)]
-    pub(crate) fn duplicate(&self) -> std::io::Result<Fd> {
-        self.0.0.try_clone()
-    }
 }
 
 impl Serialize for Handle {
