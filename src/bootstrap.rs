@@ -4,7 +4,7 @@
 //! differ in how it gets there: `spawn` by the start-up hook or `freeze_support`, the fork server
 //! and `fork` by a copy of a process. From [`run`] on all are alike.
 
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use crate::sys::{AsFd, AsRawFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
@@ -30,7 +30,7 @@ pub(crate) fn order_variable(with_hook: bool) -> String {
 }
 
 /// Called before `main`, in a process whose environment says that it is a child.
-#[cfg(feature = "init-hook")]
+#[cfg(all(feature = "init-hook", multiprocess))]
 pub(crate) fn from_hook(order: &str, run_entries_after: impl FnOnce()) {
     // Its parent has asked for `freeze_support` instead: the variable stays for that.
     if order.ends_with(":hook") {

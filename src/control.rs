@@ -5,7 +5,7 @@
 //! words, the code that it is about to exit with, for a parent that cannot ask the kernel.
 
 use std::io;
-use std::os::fd::BorrowedFd;
+use crate::sys::BorrowedFd;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

@@ -1,6 +1,6 @@
 //! The start method `fork`: this process is copied.
 
-use std::os::fd::{AsRawFd, RawFd};
+use crate::sys::{AsRawFd, RawFd};
 
 use crate::bootstrap;
 use crate::error::{Error, StartError};

@@ -6,7 +6,7 @@
 //! even when the server is gone.
 
 use std::io::IoSlice;
-use std::os::fd::{AsFd, BorrowedFd, RawFd};
+use crate::sys::{AsFd, BorrowedFd, RawFd};
 use std::process::ExitCode;
 use std::sync::Mutex;
 

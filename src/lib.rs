@@ -67,16 +67,13 @@
 //! Processes need Linux 5.10 or newer. Elsewhere the crate compiles, and starting a process gives
 //! [`Error::Unsupported`].
 
-#[cfg(multiprocess)]
 mod bootstrap;
 mod authkey;
 pub mod connection;
 mod context;
 mod control;
 mod error;
-#[cfg(multiprocess)]
 mod fork;
-#[cfg(multiprocess)]
 mod forkserver;
 mod function;
 mod log;
@@ -84,7 +81,6 @@ mod log;
 mod process;
 pub mod reduction;
 //POOL mod ring;
-#[cfg(multiprocess)]
 mod spawn;
 mod sys;
 pub mod util;

@@ -2,8 +2,7 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::BorrowedFd;
-use std::os::unix::ffi::OsStrExt;
+use crate::sys::BorrowedFd;
 use std::path::PathBuf;
 
 use crate::bootstrap::{self, CONTROL};
@@ -18,11 +17,11 @@ pub(crate) fn start(control: BorrowedFd<'_>) -> Result<i32, Error> {
     let chosen = get_executable();
     let program = chosen.clone().unwrap_or_else(|| PathBuf::from("/proc/self/exe"));
     let run = || -> io::Result<i32> {
-        let path = CString::new(program.as_os_str().as_bytes())?;
+        let path = sys::env::c_string(program.as_os_str())?;
         let args: Vec<CString> = arguments()?;
         let mut env = sys::env::environment();
         env.push(CString::new(bootstrap::order_variable(bootstrap::uses_hook()))?);
-        sys::process::posix_spawn(&sys::process::Exec { program: &path, args: &args, env: &env, fds: &[(control, CONTROL)], own_group: false })
+        sys::process::posix_spawn(&sys::process::Exec { program: &path, args: &args, env: &env, fds: &[(control, CONTROL)] })
     };
     run().map_err(|source| {
         let program = chosen.unwrap_or_else(|| std::env::current_exe().unwrap_or(program)).display().to_string();
@@ -32,5 +31,5 @@ pub(crate) fn start(control: BorrowedFd<'_>) -> Result<i32, Error> {
 
 /// A child has its parent's arguments; `main` never sees them, but code that asks for them does.
 fn arguments() -> io::Result<Vec<CString>> {
-    std::env::args_os().map(|arg| Ok(CString::new(arg.as_bytes())?)).collect()
+    std::env::args_os().map(|arg| sys::env::c_string(&arg)).collect()
 }

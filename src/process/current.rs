@@ -1,7 +1,7 @@
 //! Who this process is, and who its parent.
 
 use std::fmt;
-use std::os::fd::AsFd;
+use crate::sys::AsFd;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -263,6 +263,9 @@ pub(crate) fn set_phase(phase: Phase) {
 
 /// Whether this process may start children now.
 pub(crate) fn may_start() -> Result<Arc<Identity>> {
+    if cfg!(not(multiprocess)) {
+        return Err(Error::Unsupported);
+    }
     // The variable is still there in a child that waits for `freeze_support`.
     if PHASE.get().load(Ordering::SeqCst) == Phase::Bootstrapping as u8 || sys::init::order().is_some() {
         return Err(Error::Bootstrapping);

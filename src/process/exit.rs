@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::Write;
-use std::os::fd::AsFd;
+use crate::sys::AsFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 

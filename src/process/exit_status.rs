@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::sys::process::Exit;
+use crate::sys::signal;
 
 /// How a process ended: by an exit code, by a signal, or in a way that nobody knows.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -63,19 +64,12 @@ impl ExitStatus {
     }
 }
 
-pub(crate) fn signal_name(signal: i32) -> String {
-    match nix::sys::signal::Signal::try_from(signal) {
-        Ok(known) => known.as_str().to_owned(),
-        Err(_) => format!("signal {signal}"),
-    }
-}
-
 impl fmt::Display for ExitStatus {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.exit {
             Exit::Code(code) => write!(f, "exit code {code}")?,
             Exit::Signal { signal, core } => {
-                write!(f, "{}{}", signal_name(signal), if core { ", core dumped" } else { "" })?;
+                write!(f, "{}{}", signal::name(signal), if core { ", core dumped" } else { "" })?;
             }
             Exit::Unknown => write!(f, "exited, status unknown")?,
         }

@@ -30,7 +30,7 @@ mod table;
 mod task;
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
+use crate::sys::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -301,7 +301,7 @@ impl fmt::Debug for Process {
             _ if self.closed.load(Ordering::SeqCst) => write!(f, " closed")?,
             None => write!(f, " started")?,
             Some(status) => match status.signal() {
-                Some(signal) => write!(f, " stopped exitcode=-{}", exit_status::signal_name(signal))?,
+                Some(signal) => write!(f, " stopped exitcode=-{}", sys::signal::name(signal))?,
                 None => write!(f, " stopped exitcode={}", status.exit_code())?,
             },
         }

@@ -1,7 +1,7 @@
 //! Waiting for a descriptor on whatever runtime is there.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use crate::sys::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use tokio::io::Interest;
@@ -16,7 +16,7 @@ use crate::sys::reactor::Registered;
 /// is waited for here (the end of a process, its handshake) takes a hundred.
 pub(crate) async fn readable(fd: BorrowedFd<'_>) -> io::Result<()> {
     let registered = Registered::new(fd.try_clone_to_owned()?, Interest::READABLE)?;
-    registered.get().readable().await.map(|_| ())
+    registered.readable().await
 }
 
 /// The same with a limit by the kernel's clock; false when it ran out.

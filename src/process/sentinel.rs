@@ -1,6 +1,8 @@
 //! What becomes ready when a process ends.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use crate::sys::AsFd;
+#[cfg(multiprocess)]
+use crate::sys::{AsRawFd, BorrowedFd, RawFd};
 
 use crate::error::Result;
 use crate::sys::Fd;
@@ -31,12 +33,14 @@ impl Sentinel {
     }
 }
 
+#[cfg(multiprocess)]
 impl AsFd for Sentinel {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.0.as_fd()
     }
 }
 
+#[cfg(multiprocess)]
 impl AsRawFd for Sentinel {
     fn as_raw_fd(&self) -> RawFd {
         self.0.as_raw_fd()

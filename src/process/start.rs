@@ -1,7 +1,7 @@
 //! The start of a child: an order, a birth, a handshake, each against a deadline.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use crate::sys::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 

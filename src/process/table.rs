@@ -1,7 +1,7 @@
 //! The children that this process has, and the thread that reaps those whom nobody waits for.
 
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use crate::sys::{AsFd, BorrowedFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Once, Weak};
 

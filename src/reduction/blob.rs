@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::ops::Deref;
-use std::os::fd::AsFd;
+use crate::sys::AsFd;
 
 use bytes::Bytes;
 use serde::de::Error as _;

@@ -7,14 +7,12 @@
 
 mod blob;
 mod codec;
-#[cfg(multiprocess)]
 pub(crate) mod packet;
 mod transfer;
 
 pub use blob::Blob;
 pub use codec::{Codec, CodecError, MessagePack};
 pub(crate) use transfer::{Attachment, Attachments, Handle, Incoming, Peer, parent, peer};
-#[cfg(multiprocess)]
 pub(crate) use transfer::set_other_build_than_parent;
 
 use serde::Serialize;

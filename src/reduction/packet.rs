@@ -5,7 +5,7 @@
 //! no half of a message: the last datagram makes it.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd};
+use crate::sys::{AsFd, BorrowedFd};
 
 use super::Attachment;
 use crate::sys::memory;

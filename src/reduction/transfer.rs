@@ -17,14 +17,8 @@ pub(crate) struct Attachment(pub(crate) Arc<Fd>);
 
 impl Attachment {
     /// The descriptor itself, a duplicate if the attachment is shared.
-    #[cfg(multiprocess)]
     pub(crate) fn into_fd(self) -> std::io::Result<Fd> {
         Arc::try_unwrap(self.0).or_else(|shared| shared.try_clone())
-    }
-
-    #[cfg(not(multiprocess))]
-    pub(crate) fn into_fd(self) -> std::io::Result<Fd> {
-        match *self.0 {}
     }
 }
 
@@ -84,7 +78,6 @@ pub(crate) enum Peer {
 static OTHER_THAN_PARENT: AtomicBool = AtomicBool::new(false);
 
 /// Notes, at its start, that this process runs another build than its parent.
-#[cfg(multiprocess)]
 pub(crate) fn set_other_build_than_parent() {
     OTHER_THAN_PARENT.store(true, Ordering::Relaxed);
 }

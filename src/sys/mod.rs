@@ -12,6 +12,7 @@ mod linux;
 pub(crate) use linux::*;
 
 #[cfg(not(multiprocess))]
+#[allow(dead_code, reason = "it mirrors the other face")]
 mod portable;
 #[cfg(not(multiprocess))]
 pub(crate) use portable::*;

@@ -1,6 +1,7 @@
 //! The environment of this process, and changing it while that is still sound.
 
-use std::ffi::{CString, NulError, OsStr, OsString};
+use std::ffi::{CString, OsStr, OsString};
+use std::io;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
 /// A snapshot of all variables, `K=V` each, in whatever encoding.
@@ -45,8 +46,10 @@ pub(crate) fn unset_env(key: &OsStr) {
     }
 }
 
-fn c_string(text: &OsStr) -> Result<CString, NulError> {
-    CString::new(text.as_bytes())
+/// # Errors
+/// If there is a zero byte in it.
+pub(crate) fn c_string(text: &OsStr) -> io::Result<CString> {
+    Ok(CString::new(text.as_bytes())?)
 }
 
 #[cfg(test)]

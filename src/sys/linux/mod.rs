@@ -15,4 +15,4 @@ pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod threads;
 
-pub(crate) use std::os::fd::OwnedFd as Fd;
+pub(crate) use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd as Fd, RawFd};

@@ -188,7 +188,6 @@ mod tests {
                 args: &args,
                 env: &[],
                 fds: &[],
-                own_group: false,
             });
             tell(report, getpid());
             tell(report, program.unwrap_or(0));

@@ -43,8 +43,6 @@ pub(crate) struct Exec<'a> {
     pub env: &'a [CString],
     /// What the child gets, and under which number; a number named here wins over the above.
     pub fds: &'a [(BorrowedFd<'a>, RawFd)],
-    /// Whether the child leads a process group of its own.
-    pub own_group: bool,
 }
 
 /// Starts a program and returns its pid.
@@ -69,14 +67,10 @@ pub(crate) fn posix_spawn(exec: &Exec) -> io::Result<i32> {
     }
 
     let mut attr = PosixSpawnAttr::init()?;
-    let mut flags =
+    let flags =
         PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK;
     attr.set_sigdefault(&SigSet::all())?;
     attr.set_sigmask(&SigSet::empty())?;
-    if exec.own_group {
-        flags |= PosixSpawnFlags::POSIX_SPAWN_SETPGROUP;
-        attr.set_pgroup(Pid::from_raw(0))?;
-    }
     attr.set_flags(flags)?;
     let pid = nix::spawn::posix_spawn(exec.program, &actions, &attr, exec.args, exec.env)?;
     Ok(pid.as_raw())
@@ -297,14 +291,13 @@ mod tests {
         try_wait(pidfd.as_fd()).unwrap().unwrap()
     }
 
-    fn shell(script: &str, fds: &[(BorrowedFd, RawFd)], own_group: bool) -> OwnedFd {
+    fn shell(script: &str, fds: &[(BorrowedFd, RawFd)]) -> OwnedFd {
         let args = ["sh", "-c", script].map(|a| CString::new(a).unwrap());
         let exec = Exec {
             program: c"/bin/sh",
             args: &args,
             env: &[c"GREETING=hello".to_owned()],
             fds,
-            own_group,
         };
         pidfd_open(posix_spawn(&exec).unwrap()).unwrap()
     }
@@ -325,7 +318,7 @@ mod tests {
         let (output, write_end) = pipe();
         let script = "echo $GREETING $# >&2; readlink /proc/$$/fd/0 >&2; \
                       ls /proc/$$/fd | grep -vx 10 | tr '\\n' ' ' >&2; exit 7";
-        let child = shell(script, &[(write_end.as_fd(), 2)], false);
+        let child = shell(script, &[(write_end.as_fd(), 2)]);
         drop(write_end);
         let text = read_all(output);
         assert!(text.starts_with("hello 0\n/dev/null\n0 1 2 "), "{text}");
@@ -360,7 +353,7 @@ mod tests {
             };
             let fds = [(zero.as_fd(), 101), (one.as_fd(), 100), (kept.as_fd(), 102)];
             let script = "(cat /proc/self/fd/100; cat /proc/self/fd/101) > /proc/self/fd/102";
-            let shell = shell(script, &fds, false);
+            let shell = shell(script, &fds);
             let exited = wait(&shell) == Exit::Code(0);
             i32::from(!(written && exited))
         });
@@ -378,7 +371,6 @@ mod tests {
             args: &[],
             env: &[],
             fds: &[],
-            own_group: false,
         };
         let error = posix_spawn(&exec).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
@@ -393,7 +385,7 @@ mod tests {
             signal::default_sigpipe_ignored();
             let blocked = SigSet::all().thread_block().is_ok();
             let script = "exec grep -E '^Sig(Blk|Ign)' /proc/self/status >&2";
-            let shell = shell(script, &[(write_end.as_fd(), 2)], false);
+            let shell = shell(script, &[(write_end.as_fd(), 2)]);
             i32::from(!(blocked && wait(&shell) == Exit::Code(0)))
         });
         drop(write_end);
@@ -415,7 +407,7 @@ mod tests {
     fn a_group_dies_whole() {
         let (output, write_end) = pipe();
         let script = "sleep 1000 & echo ready >&2; wait";
-        let pid_fd = shell(script, &[(write_end.as_fd(), 2)], true);
+        let pid_fd = shell(script, &[(write_end.as_fd(), 2)]);
         drop(write_end);
         let mut output = output;
         output.read_exact(&mut [0; 6]).unwrap();

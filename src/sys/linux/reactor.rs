@@ -25,6 +25,11 @@ impl Registered {
         registered.map(Self).map_err(io::Error::from)
     }
 
+    /// Waits until it is readable, without reading.
+    pub(crate) async fn readable(&self) -> io::Result<()> {
+        self.0.readable().await.map(|_| ())
+    }
+
     pub(crate) fn get(&self) -> &AsyncFd<Fd> {
         &self.0
     }

@@ -9,6 +9,14 @@ pub(crate) const INT: i32 = libc::SIGINT;
 pub(crate) const KILL: i32 = libc::SIGKILL;
 pub(crate) const TERM: i32 = libc::SIGTERM;
 
+/// `SIGKILL` and so on.
+pub(crate) fn name(signal: i32) -> String {
+    match Signal::try_from(signal) {
+        Ok(known) => known.as_str().to_owned(),
+        Err(_) => format!("signal {signal}"),
+    }
+}
+
 /// Sets every signal to its default and unblocks all of them for the calling thread.
 pub(crate) fn reset_signals() {
     // SAFETY: all-zero is SIG_DFL, no flags, empty mask.
