@@ -40,8 +40,7 @@ fn example(name: &str) -> Command {
 
 /// The command's output, or a panic if it hangs.
 fn run(command: &mut Command) -> Output {
-    let child =
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let pid = Pid::from_raw(child.id().try_into().unwrap());
     let (done, output) = mpsc::channel();
     thread::spawn(move || done.send(child.wait_with_output()));
@@ -64,14 +63,7 @@ fn stderr(output: &Output) -> &str {
 
 #[track_caller]
 fn assert_code(output: &Output, code: i32) {
-    assert_eq!(
-        output.status.code(),
-        Some(code),
-        "{}\n{}{}",
-        output.status,
-        stdout(output),
-        stderr(output)
-    );
+    assert_eq!(output.status.code(), Some(code), "{}\n{}{}", output.status, stdout(output), stderr(output));
 }
 
 /// A lock file of the chosen packages, of one that nobody has fetched, and of one without an
@@ -83,9 +75,7 @@ fn small_lock(directory: &Path) -> (PathBuf, Vec<(String, String)>) {
     for package in whole.split("[[package]]").skip(1) {
         let field = |key: &str| {
             let start = format!("{key} = \"");
-            package
-                .lines()
-                .find_map(|line| Some(line.strip_prefix(&start)?.trim_end_matches('"').to_owned()))
+            package.lines().find_map(|line| Some(line.strip_prefix(&start)?.trim_end_matches('"').to_owned()))
         };
         let name = field("name").unwrap();
         if PACKAGES.contains(&name.as_str()) {
@@ -118,11 +108,8 @@ fn sums(output: &Output) -> Vec<(String, String)> {
 
 #[track_caller]
 fn assert_sha256sum_accepts(sums: &[u8]) {
-    let mut check = Command::new("sha256sum")
-        .args(["-c", "--quiet", "--strict"])
-        .stdin(Stdio::piped())
-        .spawn()
-        .unwrap();
+    let mut check =
+        Command::new("sha256sum").args(["-c", "--quiet", "--strict"]).stdin(Stdio::piped()).spawn().unwrap();
     check.stdin.take().unwrap().write_all(sums).unwrap();
     assert!(check.wait().unwrap().success());
 }
@@ -146,8 +133,7 @@ fn hello_process_greets_from_a_child() {
 fn context_isolation_holds_under_each_start_method() {
     let output = run(&mut example("context_isolation"));
     assert_code(&output, 0);
-    let methods: Vec<_> =
-        stdout(&output).lines().map(|line| line.split(':').next().unwrap()).collect();
+    let methods: Vec<_> = stdout(&output).lines().map(|line| line.split(':').next().unwrap()).collect();
     assert_eq!(methods, ["spawn", "forkserver", "fork"]);
 }
 
@@ -171,8 +157,7 @@ fn an_archive_is_counted_right() {
     let directory = TempDir::new().unwrap();
     // `sha256sum` escapes such a name, so `--sums` has to as well.
     let path = directory.path().join("od\\d\nname.crate");
-    let mut tar =
-        tar::Builder::new(GzEncoder::new(fs::File::create(&path).unwrap(), Compression::fast()));
+    let mut tar = tar::Builder::new(GzEncoder::new(fs::File::create(&path).unwrap(), Compression::fast()));
     for (name, contents) in [
         ("p/README.md", "fn not_counted() {}\n"),
         ("p/src/lib.rs", "mod inline {\n    fn a() {}\n    mod deeper { fn b() {} }\n}\nfn c() {}"),
@@ -217,20 +202,11 @@ fn hostile_archives_fail_alone(start_method: &str) {
         ("endless-loop-0.1.0.crate", "timeout"),
     ] {
         let report = |line: &str| line.starts_with(archive) && line.contains(what);
-        assert_eq!(
-            stderr(&hostile).lines().filter(|line| report(line)).count(),
-            1,
-            "{}",
-            stderr(&hostile)
-        );
+        assert_eq!(stderr(&hostile).lines().filter(|line| report(line)).count(), 1, "{}", stderr(&hostile));
     }
     assert!(stderr(&hostile).trim_end().ends_with("3 archives failed"), "{}", stderr(&hostile));
-    let left =
-        |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("inspect_crates");
-    assert_eq!(
-        fs::read_dir(&temporary).unwrap().filter(|entry| left(entry.as_ref().unwrap())).count(),
-        0
-    );
+    let left = |entry: &fs::DirEntry| entry.file_name().to_string_lossy().starts_with("inspect_crates");
+    assert_eq!(fs::read_dir(&temporary).unwrap().filter(|entry| left(entry.as_ref().unwrap())).count(), 0);
 }
 
 #[test]
@@ -258,16 +234,8 @@ fn threads_give_the_same_results_but_die_of_hostile_archives() {
     assert_eq!(stdout(&threads), stdout(&processes));
 
     // Nobody is left to remove the archives, so they go where the test cleans up.
-    let dead = run(inspect_crates(&lock)
-        .args(["--in-threads", "--hostile"])
-        .env("TMPDIR", directory.path()));
-    assert_eq!(
-        dead.status.signal(),
-        Some(Signal::SIGABRT as i32),
-        "{}\n{}",
-        dead.status,
-        stderr(&dead)
-    );
+    let dead = run(inspect_crates(&lock).args(["--in-threads", "--hostile"]).env("TMPDIR", directory.path()));
+    assert_eq!(dead.status.signal(), Some(Signal::SIGABRT as i32), "{}\n{}", dead.status, stderr(&dead));
     assert!(stderr(&dead).contains("has overflowed its stack"), "{}", stderr(&dead));
 }
 
@@ -279,16 +247,12 @@ fn unreadable_archives_are_reported_and_bad_arguments_refused() {
     let missing = directory.path().join("missing.crate");
     let output = run(example("inspect_crates").arg(&text).arg(&missing));
     assert_code(&output, 1);
-    let reported: Vec<_> =
-        stderr(&output).lines().map(|line| line.split(':').next().unwrap()).collect();
+    let reported: Vec<_> = stderr(&output).lines().map(|line| line.split(':').next().unwrap()).collect();
     assert_eq!(reported[..2], ["text.crate", "missing.crate"]);
 
-    for arguments in [
-        &["--processes", "0"][..],
-        &["--start-method", "teleport"],
-        &["--timeout", "-1"],
-        &["--frobnicate"],
-    ] {
+    for arguments in
+        [&["--processes", "0"][..], &["--start-method", "teleport"], &["--timeout", "-1"], &["--frobnicate"]]
+    {
         let output = run(example("inspect_crates").args(arguments));
         assert_code(&output, 2);
         assert!(stderr(&output).starts_with("inspect_crates: "), "{}", stderr(&output));

@@ -43,14 +43,12 @@ fn archive_names(lock: &str) -> impl Iterator<Item = String> {
 
 /// One directory for each registry that cargo has fetched from.
 fn registries() -> io::Result<Vec<PathBuf>> {
-    let home = env::var_os("CARGO_HOME")
-        .map(PathBuf::from)
-        .or_else(|| Some(env::home_dir()?.join(".cargo")));
+    let home = env::var_os("CARGO_HOME").map(PathBuf::from).or_else(|| Some(env::home_dir()?.join(".cargo")));
     let cache = home
         .ok_or_else(|| io::Error::other("neither CARGO_HOME nor a home directory"))?
         .join("registry/cache");
-    let entries = fs::read_dir(&cache)
-        .map_err(|error| io::Error::other(format!("{}: {error}", cache.display())))?;
+    let entries =
+        fs::read_dir(&cache).map_err(|error| io::Error::other(format!("{}: {error}", cache.display())))?;
     let mut registries = entries.map(|entry| Ok(entry?.path())).collect::<io::Result<Vec<_>>>()?;
     registries.sort();
     Ok(registries)

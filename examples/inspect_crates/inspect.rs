@@ -43,8 +43,7 @@ pub(crate) fn inspect(path: PathBuf) -> Result<Report, Box<dyn Error + Send + Sy
     let archive = fs::read(&path)?;
     let mut report = Report { sha256: hex(&Sha256::digest(&archive)), ..Report::default() };
     // gzip allows several members one after the other, so all of them count.
-    let unpacked =
-        Limited { inner: MultiGzDecoder::new(archive.as_slice()), left: UNPACKED_LIMIT_MIB << 20 };
+    let unpacked = Limited { inner: MultiGzDecoder::new(archive.as_slice()), left: UNPACKED_LIMIT_MIB << 20 };
     let mut tar = tar::Archive::new(unpacked);
     for entry in tar.entries()? {
         let mut entry = entry?;
@@ -90,9 +89,7 @@ fn is_rust(path: &Path) -> bool {
 
 fn count_items(items: &[syn::Item]) -> u64 {
     let inner = |item: &syn::Item| match item {
-        syn::Item::Mod(module) => {
-            module.content.as_ref().map_or(0, |(_, items)| count_items(items))
-        }
+        syn::Item::Mod(module) => module.content.as_ref().map_or(0, |(_, items)| count_items(items)),
         _ => 0,
     };
     items.iter().map(|item| 1 + inner(item)).sum()
@@ -111,9 +108,10 @@ struct Limited<R> {
 impl<R: Read> Read for Limited<R> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let read = self.inner.read(buffer)?;
-        self.left = self.left.checked_sub(read as u64).ok_or_else(|| {
-            io::Error::other(format!("more than {UNPACKED_LIMIT_MIB} MiB unpacked"))
-        })?;
+        self.left = self
+            .left
+            .checked_sub(read as u64)
+            .ok_or_else(|| io::Error::other(format!("more than {UNPACKED_LIMIT_MIB} MiB unpacked")))?;
         Ok(read)
     }
 }

@@ -127,10 +127,7 @@ fn print(archive: &Path, result: &Result<Report, String>, sums: bool) -> io::Res
     match result {
         Ok(report) if sums => print_sum(archive, &report.sha256),
         Ok(Report { sha256, files, rust_files, lines, items, .. }) => {
-            writeln!(
-                io::stdout(),
-                "{sha256}  {name:<40} {files:>6} {rust_files:>6} {lines:>8} {items:>8}"
-            )
+            writeln!(io::stdout(), "{sha256}  {name:<40} {files:>6} {rust_files:>6} {lines:>8} {items:>8}")
         }
         Err(error) => writeln!(io::stderr(), "{name}: {error}"),
     }

@@ -3,9 +3,11 @@
 use std::io;
 use crate::sys::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 
 use super::exit_status::ExitStatus;
-use crate::control::{self, Report};
+use crate::control::{self, Letter, Report};
+use crate::error::TaskError;
 use crate::sys::per_process::process_token;
 use crate::sys::process::{self as kernel, Exit};
 use crate::sys::socket::Mode;
@@ -32,6 +34,23 @@ struct End {
     status: Option<ExitStatus>,
     stack_overflow: bool,
     last_words: Option<i32>,
+    answer: Option<Answer>,
+}
+
+/// What came of a one-off task.
+pub(crate) type Answer = Result<(Vec<u8>, Vec<Fd>), TaskError>;
+
+impl End {
+    fn note(&mut self, letter: Letter<Report>) {
+        match letter.split() {
+            (Report::Exiting(code), ..) => self.last_words = Some(code),
+            (Report::Fault { stack_overflow }, ..) => self.stack_overflow |= stack_overflow,
+            (Report::Value, bytes, attachments) => self.answer = Some(Ok((bytes, attachments))),
+            (Report::Failed(failure), ..) => self.answer = Some(Err(failure.into_error())),
+            (Report::Panicked(panic), ..) => self.answer = Some(Err(TaskError::Panicked(panic))),
+            (Report::Born { .. } | Report::Ready { .. } | Report::Refused(_), ..) => {}
+        }
+    }
 }
 
 impl Child {
@@ -47,13 +66,31 @@ impl Child {
         self.pidfd.as_fd()
     }
 
-    /// Notes a report that came while somebody was reading the control socket.
-    pub(crate) fn note(&self, report: &Report) {
+    /// Notes what it said.
+    pub(crate) fn note(&self, letter: Letter<Report>) {
+        lock(&self.end).note(letter);
+    }
+
+    /// The answer of a one-off task: `Ready(None)` if it has ended without one, `Pending` if it
+    /// may still come.
+    pub(crate) fn answer(&self) -> Poll<Option<Answer>> {
         let mut end = lock(&self.end);
-        match *report {
-            Report::Exiting(code) => end.last_words = Some(code),
-            Report::Fault { stack_overflow } => end.stack_overflow |= stack_overflow,
-            _ => {}
+        let over = self.listen(&mut end);
+        match end.answer.take() {
+            None if !over => Poll::Pending,
+            answer => Poll::Ready(answer),
+        }
+    }
+
+    /// Takes in what it has said so far; true if it can say no more. Under the lock, so that
+    /// nothing is in anybody's hands but noted here.
+    fn listen(&self, end: &mut End) -> bool {
+        loop {
+            match control::receive::<Report>(self.control.as_fd(), Mode::Try) {
+                Ok(Some(letter)) => end.note(letter),
+                Ok(None) => return true,
+                Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+            }
         }
     }
 
@@ -65,11 +102,9 @@ impl Child {
         if !self.is_ours() || !kernel::peek_exited(self.pidfd()) {
             return None;
         }
-        // What it said before its end is in the socket; nothing can follow.
-        while let Ok(Some(letter)) = control::receive::<Report>(self.control.as_fd(), Mode::Try) {
-            self.note(&letter.head);
-        }
         let mut end = lock(&self.end);
+        // What it said before its end is in the socket; nothing can follow.
+        self.listen(&mut end);
         if end.status.is_none() {
             let exit = match kernel::try_wait(self.pidfd()) {
                 Ok(Some(Exit::Unknown)) | Err(_) => end.last_words.map_or(Exit::Unknown, Exit::Code),

@@ -139,11 +139,11 @@ impl Newborn {
                             self = Self::born(pid, control)?;
                         }
                         let child = self.child.take().ok_or(Error::NotChild)?;
-                        early.iter().for_each(|report| child.note(report));
+                        early.into_iter().for_each(|letter| child.note(letter));
                         return Ok(child);
                     }
                     Report::Refused(why) => return Err(StartError::Refused(why).into()),
-                    other => early.push(other),
+                    _ => early.push(letter),
                 },
                 Ok(None) => return Err(self.ended().await?.into()),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => reactor::readable(self.control()?).await?,

@@ -3,7 +3,6 @@
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
-use std::io;
 use std::marker::PhantomData;
 use crate::sys::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -11,6 +10,7 @@ use std::pin::Pin;
 use std::sync::Once;
 use std::task::{Context as Waker, Poll};
 
+use super::child::Answer;
 use super::{Process, ProcessBuilder, exit, reactor};
 use crate::bootstrap;
 use crate::context::Context;
@@ -75,11 +75,9 @@ impl Context {
 #[must_use = "dropping the handle detaches the process and throws its value away"]
 pub struct JoinHandle<R> {
     process: Process,
-    reply: Pin<Box<dyn Future<Output = Result<Reply, TaskError>> + Send + Sync>>,
+    reply: Pin<Box<dyn Future<Output = Answer> + Send + Sync>>,
     value: PhantomData<fn() -> R>,
 }
-
-type Reply = (Vec<u8>, Vec<crate::sys::Fd>);
 
 impl<R: Message> JoinHandle<R> {
     pub(super) fn new(process: Process) -> Self {
@@ -115,22 +113,14 @@ impl<R> std::fmt::Debug for JoinHandle<R> {
 }
 
 /// The reply of the child, or what became of it.
-async fn reply(process: Process) -> Result<Reply, TaskError> {
+async fn reply(process: Process) -> Answer {
     let child = &process.child;
     loop {
-        match control::receive::<Report>(child.control.as_fd(), Mode::Try) {
-            Ok(Some(letter)) => match letter.split() {
-                (Report::Value, bytes, attachments) => return Ok((bytes, attachments)),
-                (Report::Failed(failure), ..) => return Err(failure.into_error()),
-                (Report::Panicked(panic), ..) => return Err(TaskError::Panicked(panic)),
-                (other, ..) => child.note(&other),
-            },
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                if reactor::readable(child.control.as_fd()).await.is_err() {
-                    break;
-                }
-            }
-            Ok(None) | Err(_) => break,
+        match child.answer() {
+            Poll::Ready(Some(answer)) => return answer,
+            Poll::Ready(None) => break,
+            Poll::Pending if reactor::readable(child.control.as_fd()).await.is_err() => break,
+            Poll::Pending => {}
         }
     }
     let exit = process.join().await;
