@@ -190,6 +190,10 @@ pub fn get_executable() -> Option<PathBuf> {
     lock(EXECUTABLE.get()).clone()
 }
 
+/// Does nothing: handles can always be sent in messages here. Python has had to ask for it once,
+/// and programs that are carried over may.
+pub fn allow_connection_pickling() {}
+
 /// What the fork server does when a preloaded function fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[non_exhaustive]

@@ -79,6 +79,7 @@ mod function;
 mod log;
 //POOL mod pool;
 mod process;
+#[doc(alias = "reducer")]
 pub mod reduction;
 //POOL mod ring;
 mod spawn;
@@ -89,7 +90,7 @@ pub use async_trait::async_trait;
 pub use authkey::AuthKey;
 pub use bootstrap::{block_on, freeze_support, require_freeze_support};
 pub use context::{
-    Context, OnPreloadError, StartMethod, get_all_start_methods, get_context, get_executable, get_start_method,
+    Context, OnPreloadError, StartMethod, allow_connection_pickling, get_all_start_methods, get_context, get_executable, get_start_method,
     set_executable, set_forkserver_preload, set_start_method,
 };
 pub use error::{
