@@ -89,11 +89,11 @@ impl<M: Memory> Producer<M> {
     /// Publishes one frame, the concatenation of `parts`. False if there is no room now, or ever:
     /// a frame and its length must fit the ring.
     pub(crate) fn try_push(&mut self, parts: &[&[u8]]) -> Result<bool, Corrupt> {
-        let len = parts.iter().map(|part| part.len()).sum::<usize>();
-        let Ok(length) = u32::try_from(len) else { return Ok(false) };
-        if !self.has_room(LENGTH + len)? {
+        if !self.has_room(parts)? {
             return Ok(false);
         }
+        // It fits the ring, which is smaller than this number can say.
+        let length = parts.iter().map(|part| part.len()).sum::<usize>() as u32;
         let mut at = self.tail;
         for part in std::iter::once(&length.to_le_bytes()[..]).chain(parts.iter().copied()) {
             let (first, second) = split(self.layout, at, part.len());
@@ -107,8 +107,9 @@ impl<M: Memory> Producer<M> {
         Ok(true)
     }
 
-    /// Whether so many bytes more would fit.
-    fn has_room(&mut self, len: usize) -> Result<bool, Corrupt> {
+    /// Whether a frame of these parts would fit. It then goes on to fit until it is pushed.
+    pub(crate) fn has_room(&mut self, parts: &[&[u8]]) -> Result<bool, Corrupt> {
+        let len = LENGTH + parts.iter().map(|part| part.len()).sum::<usize>();
         let room = |head: u64| {
             let used = self.tail.wrapping_sub(head);
             (self.layout.capacity as u64).checked_sub(used).ok_or(Corrupt)

@@ -48,7 +48,7 @@ impl<C: Copy + 'static> Entry<C> {
     /// `readable` says whether a range of addresses is part of the main program.
     pub(crate) fn at(distance: i64, readable: impl Fn(usize, usize) -> bool) -> Option<&'static Self> {
         let address = (&raw const BASE as usize).wrapping_add(distance as usize);
-        let fits = address % align_of::<Self>() == 0 && readable(address, size_of::<Self>());
+        let fits = address.is_multiple_of(align_of::<Self>()) && readable(address, size_of::<Self>());
         if !fits {
             return None;
         }
@@ -80,9 +80,9 @@ pub(crate) fn recreate<F: Copy + Send + 'static>() -> F {
              argument instead, as in `pool.apply(|x: u64, k: u64| x * k, (x, k))`"
         );
     }
-    // SAFETY: `F` has no bytes, so there is nothing to initialise; it is inhabited, since a value
-    // was handed over where the entry was made.
-    unsafe { std::mem::MaybeUninit::<F>::uninit().assume_init() }
+    // SAFETY: `F` has no bytes, so any aligned address holds one; it is inhabited, since a value was
+    // handed over where the entry was made; and it is `Copy`, so there may be another.
+    unsafe { std::ptr::NonNull::<F>::dangling().read() }
 }
 
 #[cfg(test)]
