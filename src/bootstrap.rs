@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 
 use tokio::runtime::Runtime;
 
+use crate::context::StartMethod;
 use crate::control::{self, Order, Report, Work};
 use crate::error::{Error, Result};
 use crate::function::{TargetCode, TargetRun, TaskCode};
@@ -192,6 +193,10 @@ fn settle(mut order: Order, control: &Fd) -> std::io::Result<()> {
     if order.daemon {
         // A terminal's signals are for the parent, and with the group dies what the child started.
         sys::process::set_own_group()?;
+    } else if order.method == StartMethod::ForkServer {
+        // Not the server's group, which is killed with it. Impossible if the parent has begun a
+        // session since the server started.
+        sys::process::join_group_of(order.parent.pid).or_else(|_| sys::process::set_own_group())?;
     }
     if order.worker {
         sys::signal::ignore_group_signals();

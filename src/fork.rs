@@ -18,9 +18,10 @@ pub(crate) fn start(theirs: &Fd, vouched: bool) -> Result<i32, Error> {
             threads => return Err(StartError::Threads(threads).into()),
         }
     }
+    // Another thread that held one of these locks would hold it in the copy for ever.
+    let held = (std::io::stdout().lock(), std::io::stderr().lock(), util::hold_after_fork());
     // Else the copy would write out again what waits in these buffers.
     crate::process::flush();
-    let held = util::hold_after_fork();
     match sys::process::fork()? {
         Fork::Parent { pid } => Ok(pid),
         Fork::Child => {
@@ -41,7 +42,8 @@ fn become_child(control: RawFd) -> ! {
     sys::signal::reset_signals();
     sys::signal::default_sigpipe_ignored();
     // This thread is inside of the parent's runtime, as it seems to Tokio: it stays where it is,
-    // and another one is the child.
+    // and another one is the child. No fork of that one need fear this one's locks.
+    sys::threads::adopt_current();
     let child = sys::threads::spawn("main", move || {
         let Ok(control) = sys::fd::from_raw_checked(control) else { sys::process::exit_now(1) };
         util::run_after_fork();

@@ -6,7 +6,7 @@
 //! even when the server is gone.
 
 use std::io::IoSlice;
-use crate::sys::{AsFd, BorrowedFd, RawFd};
+use crate::sys::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::process::ExitCode;
 use std::sync::Mutex;
 
@@ -115,9 +115,11 @@ impl Surroundings {
 fn serve(preload: Preload, requests: Handle, ready: Handle) -> ExitCode {
     // A terminal's interrupt is for the parent; children get the default back.
     sys::signal::ignore_interrupt();
-    // All that is open now is the server's own; what preloading opens is for the children.
-    let own = sys::fd::open_fds().unwrap_or_default();
     let (Ok(requests), Ok(ready)) = (requests.into_fd(), ready.into_fd()) else { return ExitCode::FAILURE };
+    // All that is open now is the server's own; what preloading opens is for the children.
+    let mut own = sys::fd::open_fds().unwrap_or_default();
+    // Closed before the first request, whose socket may then have its number.
+    own.retain(|fd| *fd != ready.as_raw_fd());
     let answer = match run_preload(&preload).and_then(|()| alone()) {
         Ok(()) => Report::Ready { pid: sys::process::getpid() },
         Err(why) => Report::Refused(why),

@@ -30,10 +30,12 @@ pub(super) struct Plan {
     pub(super) about: About,
 }
 
+/// How often a start is tried whose fork server dies before it has made the child.
+const ATTEMPTS: usize = 3;
+
 pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
     sys::fd::raise_fd_limit();
     let method = plan.context.start_method();
-    let (ours, theirs) = sys::socket::seqpacket_pair()?;
     let order = Order {
         work: plan.work,
         name: plan.about.name.clone(),
@@ -49,35 +51,42 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
         log_level: crate::log::level_for_child(),
         executable: get_executable(),
     };
-    // Written before the child runs, and never more than the socket takes at once.
     let (args, attachments) = plan.args;
-    control::send(ours.as_fd(), &order, &args, attachments, Mode::Try)?;
-    drop(order);
+    // Written before the child runs, and never more than the socket takes at once.
+    let give_order = || -> Result<(Fd, Fd)> {
+        let (ours, theirs) = sys::socket::seqpacket_pair()?;
+        control::send(ours.as_fd(), &order, &args, attachments.clone(), Mode::Try)?;
+        Ok((ours, theirs))
+    };
 
     let deadline = reactor::Deadline::after(plan.timeout)?;
     let timeout = plan.timeout;
     let started = async {
-        let newborn = match method {
-            StartMethod::Spawn => {
-                off_thread(move || Newborn::born(spawn::start(theirs.as_fd())?, ours)).await??
+        for _ in 0..ATTEMPTS {
+            let (ours, theirs) = give_order()?;
+            let newborn = match method {
+                StartMethod::Spawn => off_thread(move || Newborn::born(spawn::start(theirs.as_fd())?, ours)).await??,
+                StartMethod::Fork if plan.context.vouched() => {
+                    off_thread(move || Newborn::born(fork::start(&theirs, true)?, ours)).await??
+                }
+                // There is no other thread to hand this to.
+                StartMethod::Fork => {
+                    let pid = fork::start(&theirs, false)?;
+                    drop(theirs);
+                    Newborn::born(pid, ours)?
+                }
+                StartMethod::ForkServer => {
+                    let expected = Newborn::expected(ours);
+                    forkserver::request(theirs.as_fd()).await?;
+                    drop(theirs);
+                    expected
+                }
+            };
+            if let Some(child) = newborn.handshake().await? {
+                return Ok(child);
             }
-            StartMethod::Fork if plan.context.vouched() => {
-                off_thread(move || Newborn::born(fork::start(&theirs, true)?, ours)).await??
-            }
-            // There is no other thread to hand this to.
-            StartMethod::Fork => {
-                let pid = fork::start(&theirs, false)?;
-                drop(theirs);
-                Newborn::born(pid, ours)?
-            }
-            StartMethod::ForkServer => {
-                let expected = Newborn::expected(ours);
-                forkserver::request(theirs.as_fd()).await?;
-                drop(theirs);
-                expected
-            }
-        };
-        newborn.handshake().await
+        }
+        Err(Error::from(StartError::ForkServer(format!("it died during each of {ATTEMPTS} starts"))))
     };
     tokio::select! {
         biased;
@@ -123,8 +132,9 @@ impl Newborn {
         born.or_else(|| self.expected.as_ref().map(Fd::as_fd)).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    /// Waits until it says that its target is about to run.
-    async fn handshake(mut self) -> Result<Arc<Child>> {
+    /// Waits until it says that its target is about to run; `None` if the fork server died before
+    /// it made it.
+    async fn handshake(mut self) -> Result<Option<Arc<Child>>> {
         let mut early = Vec::new();
         loop {
             match control::receive::<Report>(self.control()?, Mode::Try) {
@@ -140,25 +150,22 @@ impl Newborn {
                         }
                         let child = self.child.take().ok_or(Error::NotChild)?;
                         early.into_iter().for_each(|letter| child.note(letter));
-                        return Ok(child);
+                        return Ok(Some(child));
                     }
                     Report::Refused(why) => return Err(StartError::Refused(why).into()),
                     _ => early.push(letter),
                 },
-                Ok(None) => return Err(self.ended().await?.into()),
+                Ok(None) => {
+                    let Some(child) = &self.child else { return Ok(None) };
+                    // A foreign program may close the socket and live on.
+                    reactor::readable(child.pidfd()).await?;
+                    let status = child.status().unwrap_or(ExitStatus::new(Exit::Unknown, false));
+                    return Err(StartError::Exited(status).into());
+                }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => reactor::readable(self.control()?).await?,
                 Err(error) => return Err(error.into()),
             }
         }
-    }
-
-    /// Why it closed the socket without a word. A foreign program may do so and live on.
-    async fn ended(&self) -> io::Result<StartError> {
-        let Some(child) = &self.child else {
-            return Ok(StartError::ForkServer("it died during a start".to_owned()));
-        };
-        reactor::readable(child.pidfd()).await?;
-        Ok(StartError::Exited(child.status().unwrap_or(ExitStatus::new(Exit::Unknown, false))))
     }
 }
 

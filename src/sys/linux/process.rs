@@ -123,6 +123,15 @@ pub(crate) fn set_own_group() -> io::Result<()> {
     Ok(nix::unistd::setpgid(this, this)?)
 }
 
+/// Makes this process a member of another's group.
+///
+/// # Errors
+/// When that process is not there, or belongs to another session.
+pub(crate) fn join_group_of(pid: i32) -> io::Result<()> {
+    let group = nix::unistd::getpgid(Some(Pid::from_raw(pid)))?;
+    Ok(nix::unistd::setpgid(Pid::from_raw(0), group)?)
+}
+
 /// How a process has ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Exit {

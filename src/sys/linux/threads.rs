@@ -28,6 +28,11 @@ pub(crate) fn spawn<T: Send + 'static>(
     Ok(handle)
 }
 
+/// Counts the calling thread among this crate's from now on.
+pub(crate) fn adopt_current() {
+    own().push(gettid());
+}
+
 fn own() -> std::sync::MutexGuard<'static, Vec<i32>> {
     OWN.get().lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
