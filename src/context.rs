@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::function::{Func, Target};
-//POOL use crate::pool::PoolBuilder;
+use crate::pool::PoolBuilder;
 use crate::process::ProcessBuilder;
 use crate::reduction::Message;
 use crate::sys::per_process::PerProcess;
@@ -126,12 +126,10 @@ impl Context {
         ProcessBuilder::new(target, args).context(self.clone())
     }
 
-//POOL-BEGIN
-//P     /// A pool in the making: [`Pool::builder`](crate::Pool::builder) with this context.
-//P     pub fn pool(&self) -> PoolBuilder {
-//P         PoolBuilder::new().context(self.clone())
-//P     }
-//POOL-END
+    /// A pool in the making: [`Pool::builder`](crate::Pool::builder) with this context.
+    pub fn pool(&self) -> PoolBuilder {
+        PoolBuilder::new().context(self.clone())
+    }
 
     pub(crate) fn vouched(&self) -> bool {
         self.vouched

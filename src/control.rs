@@ -1,6 +1,6 @@
 //! What a parent and its child say on the socket between them.
 //!
-//! The parent writes one [`Order`] before the child even runs. The child answers [`Report`]s: that
+//! The parent writes one [`Order`] as soon as the child is born. The child answers [`Report`]s: that
 //! its target is about to run, or why it cannot; the value of a one-off task; and, as its last
 //! words, the code that it is about to exit with, for a parent that cannot ask the kernel.
 

@@ -77,11 +77,11 @@ mod fork;
 mod forkserver;
 mod function;
 mod log;
-//POOL mod pool;
+mod pool;
 mod process;
 #[doc(alias = "reducer")]
 pub mod reduction;
-//POOL mod ring;
+mod ring;
 mod spawn;
 mod sys;
 pub mod util;
@@ -98,7 +98,7 @@ pub use error::{
 };
 pub use function::{Exit, Func, Outcome, Target, Task};
 pub use log::{LogLevel, Logger, get_logger, log_to_stderr};
-//POOL pub use pool::{Pool, PoolBuilder};
+pub use pool::{Apply, AsyncResult, Map, MapStream, Pool, PoolBuilder};
 pub use process::{
     CurrentProcess, ExitReason, ExitStatus, JoinHandle, ParentProcess, Process, ProcessBuilder, Run, Sentinel,
     active_children, cpu_count, current_process, exit, parent_process, spawn, usable_cpu_count,

@@ -125,8 +125,12 @@ pub(crate) fn run_after_fork() {
 pub(crate) fn install_exit_hook() {
     static INSTALLED: PerProcess<OnceLock<()>> = PerProcess::new(OnceLock::new);
     extern "C" fn at_exit() {
-        // A panic must not unwind into the C library.
-        let _ = std::panic::catch_unwind(crate::process::exit_path);
+        // The thread that exits has lost its thread-locals by now, which finalizers, Tokio and the
+        // decoding of last words may need: so this is another thread's work. Without one it is
+        // left to what the kernel does for daemons.
+        if let Ok(thread) = std::thread::Builder::new().name("mp-exit".to_owned()).spawn(crate::process::exit_path) {
+            let _ = thread.join();
+        }
     }
     INSTALLED.get().get_or_init(|| crate::sys::process::at_exit(at_exit));
 }

@@ -52,18 +52,18 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
         executable: get_executable(),
     };
     let (args, attachments) = plan.args;
-    // Written before the child runs, and never more than the socket takes at once.
-    let give_order = || -> Result<(Fd, Fd)> {
-        let (ours, theirs) = sys::socket::seqpacket_pair()?;
-        control::send(ours.as_fd(), &order, &args, attachments.clone(), Mode::Try)?;
-        Ok((ours, theirs))
+    // One message, and never more than the socket takes at once.
+    let give_order = |child: BorrowedFd<'_>| match control::send(child, &order, &args, attachments.clone(), Mode::Try) {
+        // It has ended; how, the handshake finds out.
+        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
+        given => given,
     };
 
     let deadline = reactor::Deadline::after(plan.timeout)?;
     let timeout = plan.timeout;
     let started = async {
         for _ in 0..ATTEMPTS {
-            let (ours, theirs) = give_order()?;
+            let (ours, theirs) = sys::socket::seqpacket_pair()?;
             let newborn = match method {
                 StartMethod::Spawn => off_thread(move || Newborn::born(spawn::start(theirs.as_fd())?, ours)).await??,
                 StartMethod::Fork if plan.context.vouched() => {
@@ -82,6 +82,9 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
                     expected
                 }
             };
+            // Not before: where nobody waits for children, one without an order is all that cannot
+            // have come and gone before its pidfd was opened.
+            give_order(newborn.control()?)?;
             if let Some(child) = newborn.handshake().await? {
                 return Ok(child);
             }
@@ -136,6 +139,7 @@ impl Newborn {
     /// it made it.
     async fn handshake(mut self) -> Result<Option<Arc<Child>>> {
         let mut early = Vec::new();
+        let mut ready = false;
         loop {
             match control::receive::<Report>(self.control()?, Mode::Try) {
                 Ok(Some(letter)) => match letter.head {
@@ -145,16 +149,22 @@ impl Newborn {
                         }
                     }
                     Report::Ready { pid } => {
+                        ready = true;
+                        // The server may have died before it could tell of the birth. Where nobody
+                        // waits for children, this one may have come and gone; then it did not.
                         if let Some(control) = self.expected.take() {
-                            self = Self::born(pid, control)?;
+                            match sys::process::pidfd_open(pid) {
+                                Ok(pidfd) => self.child = Some(Child::new(pid, pidfd, control, false)),
+                                Err(_) => self.expected = Some(control),
+                            }
                         }
-                        let child = self.child.take().ok_or(Error::NotChild)?;
-                        early.into_iter().for_each(|letter| child.note(letter));
-                        return Ok(Some(child));
                     }
                     Report::Refused(why) => return Err(StartError::Refused(why).into()),
                     _ => early.push(letter),
                 },
+                Ok(None) if ready && self.child.is_none() => {
+                    return Err(StartError::Exited(ExitStatus::new(Exit::Unknown, false)).into());
+                }
                 Ok(None) => {
                     let Some(child) = &self.child else { return Ok(None) };
                     // A foreign program may close the socket and live on.
@@ -164,6 +174,10 @@ impl Newborn {
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => reactor::readable(self.control()?).await?,
                 Err(error) => return Err(error.into()),
+            }
+            if ready && let Some(child) = self.child.take() {
+                early.into_iter().for_each(|letter| child.note(letter));
+                return Ok(Some(child));
             }
         }
     }

@@ -1,0 +1,143 @@
+//! A pool in the making.
+
+use std::sync::Arc;
+
+use super::Pool;
+use super::call::{Call, Options};
+use super::feed::{Piece, single};
+use super::scheduler::{Scheduler, Spec};
+use super::shared::{Owner, Shared};
+use super::supervisor::{Recipe, Supervisor};
+use super::wire::{Body, ITEM_HEAD};
+use crate::context::{Context, get_executable};
+use crate::error::{Error, NotStarted, Result, TaskError};
+use crate::function::{Task, task_entry};
+use crate::process::usable_cpu_count;
+use crate::reduction::{Message, Peer, encode};
+use crate::sys;
+use crate::util::lock;
+
+/// A pool in the making: see [`Pool::builder`].
+#[derive(Debug, Default)]
+#[must_use = "a pool starts only with `build().await`"]
+pub struct PoolBuilder {
+    context: Context,
+    processes: Option<usize>,
+    initializer: Option<Result<(Spec, Body), TaskError>>,
+    max_tasks: Option<usize>,
+    max_pending: Option<usize>,
+    name: Option<String>,
+}
+
+impl PoolBuilder {
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// The context whose start method its workers get.
+    pub fn context(mut self, context: Context) -> Self {
+        self.context = context;
+        self
+    }
+
+    /// How many workers it keeps, at least one. By default as many as this process may use
+    /// processors: [`usable_cpu_count`].
+    pub fn processes(mut self, processes: usize) -> Self {
+        self.processes = Some(processes);
+        self
+    }
+
+    /// What each worker runs before its first task, to set up what `main` would have: tracing,
+    /// configuration, models. One that fails or panics costs the worker; if they all do, the pool
+    /// gives up for the time being, and says why.
+    pub fn initializer<F, A, M>(mut self, f: F, args: A) -> Self
+    where
+        F: Task<A, M>,
+        A: Message,
+        M: 'static,
+    {
+        let mut buffer = vec![0; ITEM_HEAD];
+        let peer = peer();
+        let call = Call::new(task_entry(f), peer);
+        let args = match encode(&args, &mut buffer, peer) {
+            Ok(attachments) => single(buffer, attachments),
+            Err(error) => Piece::Refused(TaskError::NotStarted(NotStarted::Unencodable(error))),
+        };
+        self.initializer = Some(match args {
+            Piece::Run { body, .. } => Ok((Options::<()>::default().spec(&call), body)),
+            Piece::Refused(error) => Err(error),
+        });
+        self
+    }
+
+    /// After how many tasks a worker is replaced by a fresh one, at least one.
+    #[doc(alias = "maxtasksperchild")]
+    pub fn max_tasks_per_child(mut self, tasks: usize) -> Self {
+        self.max_tasks = Some(tasks);
+        self
+    }
+
+    /// How many tasks may wait for a worker, at least one; a chunk counts as one. Who awaits a call
+    /// beyond that waits until there is room. Calls that are submitted do not wait for it.
+    pub fn max_pending(mut self, tasks: usize) -> Self {
+        self.max_pending = Some(tasks);
+        self
+    }
+
+    /// What its workers are called, with a number behind; `PoolWorker` by default.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Starts it. Returns when the first worker is ready; the others are on their way, and
+    /// [`Pool::ready`] waits for all.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if a number is 0; when no worker can be started, or each fails in
+    /// its initializer; in a daemon.
+    ///
+    /// # Panics
+    /// Outside of a Tokio runtime with I/O enabled.
+    ///
+    /// # Cancel safety
+    /// Dropping the future ends what was started.
+    pub async fn build(self) -> Result<Pool> {
+        let processes = at_least_one("processes", Some(self.processes.unwrap_or_else(usable_cpu_count)))?;
+        let max_tasks = at_least_one("max_tasks_per_child", self.max_tasks)?;
+        let max_pending = at_least_one("max_pending", self.max_pending)?;
+        let processes = processes.unwrap_or(1);
+        let max_tasks = max_tasks.map(|tasks| u32::try_from(tasks).unwrap_or(u32::MAX));
+        let recipe = Recipe {
+            context: self.context,
+            name: self.name.unwrap_or_else(|| "PoolWorker".to_owned()),
+            initializer: self.initializer.transpose()?,
+            max_tasks,
+        };
+        let timer = sys::fd::timerfd()?;
+        let scheduler = Scheduler::new(processes, max_tasks);
+        let shared = Arc::new(Shared::new(scheduler, timer.try_clone()?, processes, max_pending, peer()));
+        let pool = Pool { owner: Owner::new(shared.clone()) };
+        tokio::spawn(Supervisor::new(shared, recipe, timer)?.run());
+        let ready = pool.status_or_end(|status| status.ready > 0).await;
+        let start_error = lock(&pool.owner.shared().start_error).take();
+        match (ready, start_error) {
+            (Ok(()), _) => Ok(pool),
+            // In its own words, which say more.
+            (Err(_), Some(error)) => Err(error),
+            (Err(error), None) => Err(error),
+        }
+    }
+}
+
+/// Workers are of this build unless another program was chosen for them.
+fn peer() -> Peer {
+    if get_executable().is_some() { Peer::AnyBuild } else { Peer::SameBuild }
+}
+
+fn at_least_one(what: &str, number: Option<usize>) -> Result<Option<usize>> {
+    match number {
+        Some(0) => Err(Error::invalid(format!("`{what}` must be at least 1"))),
+        number => Ok(number),
+    }
+}

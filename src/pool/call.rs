@@ -1,0 +1,88 @@
+//! What is called, and how: the parts that all kinds of calls share.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use super::result::Callbacks;
+use super::scheduler::Spec;
+use crate::error::StartError;
+use crate::function::{FnId, TaskCode};
+use crate::reduction::Peer;
+use crate::sys::image::Entry;
+
+/// A function, as a pool's workers can find it.
+#[derive(Clone, Debug)]
+pub(super) struct Call {
+    function: Result<FnId, String>,
+    name: &'static str,
+}
+
+impl Call {
+    pub(super) fn new(entry: &'static Entry<TaskCode>, peer: Peer) -> Self {
+        let function = FnId::of(entry, Some(peer)).map_err(|error: StartError| error.to_string());
+        Self { function, name: (entry.name)() }
+    }
+}
+
+/// The options that all kinds of calls have. Each kind has a `with` that sets one.
+macro_rules! common_options {
+    () => {
+        /// How long each item may run, by the kernel's clock; time in the queue does not count.
+        /// Then its worker is killed, with all that the task has started, and the error is
+        /// [`TaskError::TimedOut`](crate::TaskError::TimedOut).
+        pub fn timeout(self, timeout: std::time::Duration) -> Self {
+            self.with(|options| options.timeout = Some(timeout))
+        }
+
+        /// How often an item is run again if its worker dies, or is killed by the timeout, while it
+        /// runs. With this it may run more than once: "at least once".
+        pub fn retries(self, retries: u32) -> Self {
+            self.with(|options| options.retries = retries)
+        }
+
+        /// Dropping this before its end kills what runs, each worker with all that it has started.
+        pub fn kill_on_drop(self) -> Self {
+            self.with(|options| options.kill_on_drop = true)
+        }
+    };
+}
+pub(super) use common_options;
+
+/// What a caller chooses.
+pub(super) struct Options<R> {
+    pub(super) timeout: Option<Duration>,
+    pub(super) retries: u32,
+    pub(super) kill_on_drop: bool,
+    pub(super) chunk_size: Option<usize>,
+    pub(super) buffer_size: Option<usize>,
+    /// Behind a lock that nobody takes, as they need not be `Sync`.
+    callbacks: Mutex<Callbacks<R>>,
+}
+
+impl<R> Default for Options<R> {
+    fn default() -> Self {
+        Self {
+            timeout: None,
+            retries: 0,
+            kill_on_drop: false,
+            chunk_size: None,
+            buffer_size: None,
+            callbacks: Mutex::default(),
+        }
+    }
+}
+
+impl<R> Options<R> {
+    pub(super) fn callbacks(&mut self) -> &mut Callbacks<R> {
+        self.callbacks.get_mut().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn into_callbacks(self) -> Callbacks<R> {
+        self.callbacks.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn spec(&self, call: &Call) -> Spec {
+        let Call { function, name } = call.clone();
+        Spec { function, name, timeout: self.timeout, retries: self.retries }
+    }
+}

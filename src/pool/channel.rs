@@ -1,0 +1,291 @@
+//! The memory, the bells and the socket between a pool and one worker, as each side sees them.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use super::scheduler::{Lane, Run, Sent, Ticket};
+use super::wire::{self, Body, INLINE, Kind, Reply, STOP_FRAME, Setup, Tag};
+use crate::error::NotStarted;
+use crate::process::Process;
+use crate::reduction::Handle;
+use crate::ring::{Consumer, Corrupt, Doze, Layout, Memory, Producer};
+use crate::sys::memory::{self, Shared};
+use crate::sys::socket::{Mode, seqpacket_pair};
+use crate::sys::{self, Fd};
+
+/// How many runs a worker may hold.
+pub(super) const SLOTS: usize = 128;
+
+// The words that one side writes often lie two cache lines apart from those of the other, since
+// processors fetch lines in pairs.
+const RING: usize = 256 << 10;
+const TASKS: Layout = Layout { head: 0, tail: 128, data: 4096, capacity: RING };
+const REPLIES: Layout = Layout { head: 256, tail: 384, data: 4096 + RING, capacity: RING };
+const WORKER_ASLEEP: usize = 512;
+const PARENT_ASLEEP: usize = 640;
+const BEGAN_AT: usize = 768;
+const SLOT_WORDS: usize = 1024;
+const MEMORY: usize = 4096 + 2 * RING;
+
+/// In a slot's word: the worker begins no further item of this run.
+const CANCEL: u64 = 1 << 63;
+
+/// The word of a run: how many of its items the worker has begun, and whether it may go on.
+fn slot(memory: &Shared, seq: u32) -> &AtomicU64 {
+    let n = seq as usize % SLOTS;
+    // Neighbours in time lie in different cache lines: the parent sets up one while the worker
+    // counts in the other.
+    let place = n % 16 * 8 + n / 16;
+    memory.atomic_u64(SLOT_WORDS + 8 * place)
+}
+
+/// Makes the channel of one worker: the parent's two ends, and what the worker is started with.
+pub(super) fn channel(parent_bell: &Arc<Fd>) -> io::Result<(Link, Replies, Setup)> {
+    let memfd = memory::memfd("tokio-multiprocess-pool", MEMORY)?;
+    memory::seal_fixed_size(memfd.as_fd())?;
+    let memory = Arc::new(Shared::map(memfd.as_fd())?);
+    let bell = Arc::new(sys::fd::eventfd()?);
+    let (socket, theirs) = seqpacket_pair()?;
+    let socket = Arc::new(socket);
+    let setup = Setup {
+        memory: Handle::new(memfd),
+        bell: Handle::new(bell.try_clone()?),
+        parent_bell: Handle::new(parent_bell.try_clone()?),
+        socket: Handle::new(theirs),
+        initializer: false,
+        max_tasks: None,
+    };
+    let link = Link {
+        tasks: Producer::new(memory.clone(), TASKS),
+        worker: Doze::new(memory.clone(), WORKER_ASLEEP),
+        memory: memory.clone(),
+        socket: socket.clone(),
+        bell: bell.clone(),
+        head: Vec::new(),
+    };
+    let replies = Replies {
+        replies: Consumer::new(memory.clone(), REPLIES),
+        parent: Doze::new(memory.clone(), PARENT_ASLEEP),
+        worker: Doze::new(memory, WORKER_ASLEEP),
+        socket,
+        bell,
+    };
+    Ok((link, replies, setup))
+}
+
+/// The parent's end towards the worker.
+#[derive(Debug)]
+pub(super) struct Link {
+    memory: Arc<Shared>,
+    tasks: Producer,
+    worker: Doze,
+    socket: Arc<Fd>,
+    bell: Arc<Fd>,
+    head: Vec<u8>,
+}
+
+impl Link {
+    /// Publishes a run under a number that no run in flight has.
+    pub(super) fn send<J: Ticket>(&mut self, seq: u32, run: &Run<J>) -> Sent {
+        let spec = run.job.spec();
+        let function = match &spec.function {
+            Ok(function) => function,
+            Err(why) => return Sent::Impossible(NotStarted::Unencodable(serde::ser::Error::custom(why))),
+        };
+        self.head.clear();
+        wire::write_run(&mut self.head, seq, run.count, function, spec.timeout.is_some(), &run.body);
+        let parts = [&self.head[..], &run.body.items];
+        match self.tasks.has_room(&parts) {
+            Ok(true) => {}
+            Ok(false) => return Sent::NoRoom,
+            Err(Corrupt) => return Sent::Corrupt,
+        }
+        // Before the run can be seen.
+        if let Err(error) = run.body.send_parcel(self.socket.as_fd(), Tag { seq, index: 0 }, Mode::Try) {
+            return match error.raw_os_error() {
+                Some(libc::EAGAIN | libc::ENOBUFS | libc::ETOOMANYREFS | libc::ENOMEM) => Sent::NoRoom,
+                // It has just died, and its death takes care of what it held.
+                Some(libc::EPIPE | libc::ECONNRESET) => Sent::NoRoom,
+                _ => Sent::Impossible(NotStarted::Unencodable(serde::ser::Error::custom(error))),
+            };
+        }
+        slot(&self.memory, seq).store(0, Ordering::Relaxed);
+        match self.tasks.try_push(&parts) {
+            Ok(true) => Sent::Yes,
+            Ok(false) | Err(Corrupt) => Sent::Corrupt,
+        }
+    }
+}
+
+/// A worker whose process is there.
+#[derive(Debug)]
+pub(super) struct Attached {
+    pub(super) link: Link,
+    pub(super) process: Process,
+}
+
+impl<J: Ticket> Lane<J> for Attached {
+    type Bell = Arc<Fd>;
+
+    fn send(&mut self, seq: u32, run: &Run<J>) -> Sent {
+        self.link.send(seq, run)
+    }
+
+    fn withdraw(&self, seq: u32) -> u32 {
+        slot(&self.link.memory, seq).fetch_or(CANCEL, Ordering::AcqRel) as u32
+    }
+
+    fn begun(&self, seq: u32) -> u32 {
+        slot(&self.link.memory, seq).load(Ordering::Acquire) as u32
+    }
+
+    fn began_at(&self) -> u64 {
+        self.link.memory.load(BEGAN_AT, Ordering::Relaxed)
+    }
+
+    fn stop(&mut self) -> bool {
+        self.link.tasks.try_push(&[STOP_FRAME]).unwrap_or(false)
+    }
+
+    fn kill(&self) {
+        self.process.kill_tree();
+    }
+
+    fn bell(&self) -> Option<Arc<Fd>> {
+        self.link.worker.must_ring().then(|| self.link.bell.clone())
+    }
+
+    fn pid(&self) -> i32 {
+        self.process.pid()
+    }
+}
+
+/// The parent's end from the worker.
+#[derive(Debug)]
+pub(super) struct Replies {
+    replies: Consumer,
+    parent: Doze,
+    worker: Doze,
+    pub(super) socket: Arc<Fd>,
+    bell: Arc<Fd>,
+}
+
+impl Replies {
+    /// Takes all that the worker has published.
+    pub(super) fn drain(&mut self, out: &mut Vec<u8>) -> Result<bool, Corrupt> {
+        let some = self.replies.drain(out)?;
+        // It may have been waiting for the room.
+        if some && self.worker.must_ring() {
+            sys::fd::ring(self.bell.as_fd());
+        }
+        Ok(some)
+    }
+
+    /// Has the worker ring from now on; false if it has published something already.
+    pub(super) fn sleep(&self) -> bool {
+        self.parent.announce();
+        self.replies.is_empty()
+    }
+
+    pub(super) fn awake(&self) {
+        self.parent.awake();
+    }
+}
+
+/// The worker's side.
+#[derive(Debug)]
+pub(super) struct WorkerEnd {
+    memory: Arc<Shared>,
+    tasks: Consumer,
+    replies: Producer,
+    worker: Doze,
+    parent: Doze,
+    bell: Fd,
+    parent_bell: Fd,
+    pub(super) socket: Fd,
+    /// When the parent was rung last.
+    rung_at: u64,
+}
+
+/// A worker that still has work in hand rings its parent no more often than this.
+const RING_EVERY: u64 = 100_000;
+
+impl WorkerEnd {
+    pub(super) fn new(setup: Setup) -> io::Result<Self> {
+        let memory = Arc::new(Shared::map(setup.memory.into_fd()?.as_fd())?);
+        Ok(Self {
+            tasks: Consumer::new(memory.clone(), TASKS),
+            replies: Producer::new(memory.clone(), REPLIES),
+            worker: Doze::new(memory.clone(), WORKER_ASLEEP),
+            parent: Doze::new(memory.clone(), PARENT_ASLEEP),
+            memory,
+            bell: setup.bell.into_fd()?,
+            parent_bell: setup.parent_bell.into_fd()?,
+            socket: setup.socket.into_fd()?,
+            rung_at: 0,
+        })
+    }
+
+    /// Waits for frames and appends all that are there.
+    pub(super) fn receive(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
+        while !self.tasks.drain(out).map_err(corrupt)? {
+            self.ring();
+            self.worker.announce();
+            if self.tasks.is_empty() {
+                sys::fd::wait_ring(self.bell.as_fd())?;
+            }
+            self.worker.awake();
+        }
+        Ok(())
+    }
+
+    /// Claims the next item of a run; false if the rest of it was withdrawn.
+    pub(super) fn begin(&self, seq: u32, timed: bool) -> bool {
+        if timed {
+            self.memory.store(BEGAN_AT, sys::fd::monotonic_ns(), Ordering::Relaxed);
+        }
+        slot(&self.memory, seq).fetch_add(1, Ordering::AcqRel) & CANCEL == 0
+    }
+
+    /// Publishes a reply; `more` says that the next item is in hand.
+    pub(super) fn reply(&mut self, kind: Kind, tag: Tag, payload: &[u8], body: &Body, more: bool) -> io::Result<()> {
+        if let Err(error) = body.send_parcel(self.socket.as_fd(), tag, Mode::Try) {
+            if error.kind() != io::ErrorKind::WouldBlock {
+                return Err(error);
+            }
+            // The parent must hear of the replies whose parcels are in the way.
+            self.ring();
+            body.send_parcel(self.socket.as_fd(), tag, Mode::Wait)?;
+        }
+        let head = Reply::head(kind, tag, body);
+        debug_assert!(payload.len() <= INLINE);
+        while !self.replies.try_push(&[&head, payload]).map_err(corrupt)? {
+            self.ring();
+            self.worker.announce();
+            if !self.replies.has_room(&[&head, payload]).map_err(corrupt)? {
+                sys::fd::wait_ring(self.bell.as_fd())?;
+            }
+            self.worker.awake();
+        }
+        if !more && self.tasks.is_empty() {
+            self.ring();
+        } else if self.parent.seems_asleep() && sys::fd::monotonic_ns() - self.rung_at >= RING_EVERY {
+            self.ring();
+        }
+        Ok(())
+    }
+
+    /// Wakes the parent if it sleeps.
+    pub(super) fn ring(&mut self) {
+        if self.parent.must_ring() {
+            self.rung_at = sys::fd::monotonic_ns();
+            sys::fd::ring(self.parent_bell.as_fd());
+        }
+    }
+}
+
+fn corrupt(error: Corrupt) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}

@@ -1,0 +1,615 @@
+//! Which worker runs what: a state machine without I/O or clock. `../README.md` has the states.
+//!
+//! It is told what happened (a submission, replies, a death, a passing deadline) with the time in
+//! nanoseconds, acts on workers through their [`Lane`], and leaves in [`Effects`] what its driver
+//! must do once the lock is released: answer jobs and ring bells.
+
+mod worker;
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::time::Duration;
+
+use self::worker::{State, Worker};
+use super::wire::{Body, Kind, Reply};
+use crate::error::{NotStarted, TaskError, WorkerDied};
+use crate::function::FnId;
+use crate::ring::{Corrupt, frames};
+
+/// What all runs of a job have in common.
+#[derive(Clone, Debug)]
+pub(super) struct Spec {
+    /// How workers find the function, or why they cannot.
+    pub(super) function: Result<FnId, String>,
+    /// The function's name, for people.
+    pub(super) name: &'static str,
+    pub(super) timeout: Option<Duration>,
+    /// How often an item is tried again after its worker died.
+    pub(super) retries: u32,
+}
+
+/// Who wants the answers.
+pub(super) trait Ticket: Clone {
+    fn spec(&self) -> &Spec;
+    fn is(&self, other: &Self) -> bool;
+}
+
+/// Consecutive items of a job, for one worker.
+#[derive(Clone, Debug)]
+pub(super) struct Run<J> {
+    pub(super) job: J,
+    /// The job's number for the first item.
+    pub(super) first: u64,
+    pub(super) count: u32,
+    /// How often it was begun before; over zero only for runs of one item.
+    pub(super) attempt: u32,
+    pub(super) body: Body,
+}
+
+impl<J: Clone> Run<J> {
+    pub(super) fn new(job: J, first: u64, count: u32, body: Body) -> Self {
+        Self { job, first, count, attempt: 0, body }
+    }
+
+    /// The job's numbers for its items.
+    fn items(&self) -> Range<u64> {
+        self.first..self.first + u64::from(self.count)
+    }
+
+    /// The items from `begin` on.
+    fn rest(&self, begin: u32) -> Self {
+        Self {
+            job: self.job.clone(),
+            first: self.first + u64::from(begin),
+            count: self.count - begin,
+            attempt: self.attempt,
+            body: self.body.skip(begin),
+        }
+    }
+
+    /// Parts it behind `count` items.
+    fn split(self, count: u32) -> (Self, Option<Self>) {
+        if count >= self.count {
+            return (self, None);
+        }
+        let rest = self.rest(count);
+        let head = Self { count, body: self.body.take(count), ..self };
+        (head, Some(rest))
+    }
+}
+
+/// What became of handing a run over.
+#[derive(Debug)]
+pub(super) enum Sent {
+    Yes,
+    /// Not now: when the worker has taken something there may be room.
+    NoRoom,
+    /// Not ever.
+    Impossible(NotStarted),
+    Corrupt,
+}
+
+/// The way to a worker that is there.
+pub(super) trait Lane<J> {
+    type Bell;
+    fn send(&mut self, seq: u32, run: &Run<J>) -> Sent;
+    /// Lets the worker begin no more of a run, and says how many items it had begun.
+    fn withdraw(&self, seq: u32) -> u32;
+    /// How many items of a run it has begun.
+    fn begun(&self, seq: u32) -> u32;
+    /// When it began the item that it began last, if that was of a run with a timeout.
+    fn began_at(&self) -> u64;
+    /// Tells it to end; false if that cannot be said now.
+    fn stop(&mut self) -> bool;
+    /// Kills it and all that it has started.
+    fn kill(&self);
+    /// The bell to ring, if it sleeps.
+    fn bell(&self) -> Option<Self::Bell>;
+    fn pid(&self) -> i32;
+}
+
+/// How a worker ended.
+#[derive(Clone, Debug)]
+pub(super) struct Death {
+    pub(super) exit: crate::ExitStatus,
+    pub(super) stderr_tail: String,
+}
+
+/// Replies of one run, for its job: those within `frames` of what was drained.
+#[derive(Debug)]
+pub(super) struct Delivery<J> {
+    pub(super) job: J,
+    pub(super) base: u64,
+    pub(super) frames: Range<usize>,
+    /// One reply, too large to be decoded on the spot.
+    pub(super) large: bool,
+}
+
+/// Items that nobody will run any more.
+#[derive(Debug)]
+pub(super) struct Lost<J> {
+    pub(super) job: J,
+    pub(super) items: Range<u64>,
+    pub(super) error: TaskError,
+}
+
+/// What the driver must do.
+#[derive(Debug)]
+pub(super) struct Effects<J, B> {
+    pub(super) deliveries: Vec<Delivery<J>>,
+    pub(super) lost: Vec<Lost<J>>,
+    pub(super) bells: Vec<B>,
+    /// The driver has something to look after: a start, a stop, a deadline.
+    pub(super) attention: bool,
+}
+
+impl<J, B> Default for Effects<J, B> {
+    fn default() -> Self {
+        Self { deliveries: Vec::new(), lost: Vec::new(), bells: Vec::new(), attention: false }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    Running,
+    /// No new jobs; those that there are run to their end.
+    Closed,
+    /// Everything ends now.
+    Terminated,
+}
+
+pub(super) type WorkerId = u32;
+
+/// A worker in flight holds about so much work, so that neither side waits for the other's bell.
+const IN_FLIGHT: u64 = 1_000_000;
+/// After so long without an answer a worker's ring is looked at, rung or not, and what it holds
+/// beside the item that it runs goes to others.
+const LOOK: u64 = 1_000_000;
+/// How soon a run that found no room is tried again, if no reply comes before.
+const RETRY: u64 = 10_000_000;
+
+#[derive(Debug)]
+pub(super) struct Scheduler<J, L: Lane<J>> {
+    processes: usize,
+    max_tasks: Option<u32>,
+    phase: Phase,
+    workers: Vec<Worker<J, L>>,
+    pending: VecDeque<Run<J>>,
+    /// Jobs that may still submit.
+    open_jobs: usize,
+    next_worker: WorkerId,
+    /// Failed starts since a worker was last ready.
+    failures: u32,
+    /// Workers in a row that died before they had answered anything.
+    barren: u32,
+    /// No worker is started before.
+    start_after: u64,
+    /// Why there are no workers, after many failed starts.
+    broken: Option<String>,
+    retry_at: Option<u64>,
+    effects: Effects<J, L::Bell>,
+}
+
+impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
+    pub(super) fn new(processes: usize, max_tasks: Option<u32>) -> Self {
+        Self {
+            processes,
+            max_tasks,
+            phase: Phase::Running,
+            workers: Vec::new(),
+            pending: VecDeque::new(),
+            open_jobs: 0,
+            next_worker: 0,
+            failures: 0,
+            barren: 0,
+            start_after: 0,
+            broken: None,
+            retry_at: None,
+            effects: Effects::default(),
+        }
+    }
+
+    pub(super) fn take_effects(&mut self) -> Effects<J, L::Bell> {
+        std::mem::take(&mut self.effects)
+    }
+
+    pub(super) fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Whether it is over: no worker is left and none will be.
+    pub(super) fn is_done(&self) -> bool {
+        self.workers.is_empty() && self.wants_end()
+    }
+
+    pub(super) fn broken(&self) -> Option<&str> {
+        self.broken.as_deref()
+    }
+
+    pub(super) fn ready_workers(&self) -> usize {
+        self.workers.iter().filter(|worker| worker.state == State::Ready).count()
+    }
+
+    pub(super) fn pids(&self) -> Vec<i32> {
+        self.workers.iter().filter(|worker| worker.is_kept()).filter_map(Worker::pid).collect()
+    }
+
+    pub(super) fn has_unfinished(&self) -> bool {
+        !self.pending.is_empty() || self.workers.iter().any(|worker| worker.unanswered() > 0)
+    }
+
+    /// How many items it is good to have submitted and not answered.
+    pub(super) fn window(&self) -> u64 {
+        let wanted: u64 = self.workers.iter().map(Worker::wanted).sum();
+        2 * wanted.max(self.processes as u64)
+    }
+
+    // Submitting.
+
+    /// Lets a job submit, also after `close`. To be ended by [`end_job`](Self::end_job).
+    pub(super) fn begin_job(&mut self) -> Result<(), NotStarted> {
+        if self.phase != Phase::Running {
+            return Err(NotStarted::Closed);
+        }
+        self.open_jobs += 1;
+        Ok(())
+    }
+
+    pub(super) fn end_job(&mut self) {
+        self.open_jobs -= 1;
+        self.wind_down();
+    }
+
+    pub(super) fn pending_runs(&self) -> usize {
+        self.pending.len()
+    }
+
+    /// Takes the only run of a new job.
+    pub(super) fn submit_new(&mut self, run: Run<J>, now: u64) {
+        match self.phase {
+            Phase::Running => self.submit(run, now),
+            Phase::Closed | Phase::Terminated => self.lose(run, NotStarted::Closed),
+        }
+    }
+
+    /// Takes a run of an open job.
+    pub(super) fn submit(&mut self, run: Run<J>, now: u64) {
+        if self.phase == Phase::Terminated {
+            return self.lose(run, NotStarted::Closed);
+        }
+        if let Some(why) = &self.broken {
+            let why = NotStarted::NoWorker(why.clone());
+            return self.lose(run, why);
+        }
+        self.pending.push_back(run);
+        self.dispatch(now);
+    }
+
+    fn lose(&mut self, run: Run<J>, why: NotStarted) {
+        let error = TaskError::NotStarted(why);
+        self.effects.lost.push(Lost { items: run.items(), job: run.job, error });
+    }
+
+    /// Hands pending runs to workers as far as these want them.
+    fn dispatch(&mut self, now: u64) {
+        while !self.pending.is_empty() {
+            let takers = self.workers.iter_mut().filter(|worker| worker.wants_more(now));
+            let Some(worker) = takers.min_by_key(|worker| worker.unanswered()) else { break };
+            let Some(run) = self.pending.pop_front() else { break };
+            // Items that take long are handed out one by one, whatever the chunk.
+            let most = worker.wanted().min(u64::from(worker.may_take()));
+            let (run, rest) = run.split(most as u32);
+            if let Some(rest) = rest {
+                self.pending.push_front(rest);
+            }
+            match worker.send(run, now) {
+                Ok(()) => {
+                    self.effects.bells.extend(worker.lane.as_ref().and_then(Lane::bell));
+                    // Its replacement can start while it does its last items.
+                    self.effects.attention |= !worker.is_kept();
+                }
+                Err((run, Sent::Impossible(why))) => self.lose(run, why),
+                Err((run, _)) => {
+                    self.retry_at.get_or_insert(now + RETRY);
+                    self.pending.push_front(run);
+                }
+            }
+        }
+    }
+
+    /// Gives idle workers what others hold and have not begun.
+    fn balance(&mut self, now: u64) {
+        while self.pending.is_empty() {
+            let idle = self.workers.iter().any(|worker| worker.wants_more(now) && worker.unanswered() == 0);
+            let busiest = self.workers.iter_mut().max_by_key(|worker| worker.unanswered());
+            let Some(victim) = busiest.filter(|victim| idle && victim.is_worth_robbing(now)) else { break };
+            let Some(run) = victim.take_back_last() else { break };
+            // Half of it will find its way back, as the victim is then the least busy.
+            let half = run.count.div_ceil(2);
+            let (goes, stays) = run.split(half);
+            self.pending.push_back(goes);
+            self.pending.extend(stays);
+            self.dispatch(now);
+        }
+    }
+
+    // What workers do.
+
+    /// The next worker to start now, if one is wanted.
+    pub(super) fn start_due(&mut self, now: u64) -> Option<WorkerId> {
+        let kept = self.workers.iter().filter(|worker| worker.is_kept()).count();
+        if kept >= self.processes || self.wants_end() || now < self.start_after {
+            return None;
+        }
+        let id = self.next_worker;
+        self.next_worker += 1;
+        self.workers.push(Worker::new(id, self.max_tasks));
+        Some(id)
+    }
+
+    /// The process of a worker runs: from now on it can be killed.
+    pub(super) fn started(&mut self, id: WorkerId, lane: L) {
+        let Some(worker) = self.find(id) else { return };
+        worker.lane = Some(lane);
+        worker.state = State::Warming;
+        if self.wants_end() {
+            self.kill(id);
+        }
+    }
+
+    /// A worker did not come to be, and `hopeless` says that the next one will not either.
+    pub(super) fn start_failed(&mut self, id: WorkerId, why: String, hopeless: bool, now: u64) {
+        self.workers.retain(|worker| worker.id != id);
+        if hopeless {
+            self.failures = self.failures.max(self.most_failures());
+        }
+        self.failed(why, now);
+        self.wind_down();
+    }
+
+    /// How many starts may fail before the pool says that it cannot work.
+    fn most_failures(&self) -> u32 {
+        self.processes as u32 + 1
+    }
+
+    fn failed(&mut self, why: String, now: u64) {
+        self.failures += 1;
+        self.back_off(self.failures, now);
+        if self.ready_workers() == 0 && self.failures > self.most_failures() {
+            for run in std::mem::take(&mut self.pending) {
+                self.lose(run, NotStarted::NoWorker(why.clone()));
+            }
+            self.broken = Some(why);
+        }
+    }
+
+    /// Spaces starts that lead nowhere: from 10 ms, doubling, to 5 s.
+    fn back_off(&mut self, times: u32, now: u64) {
+        let pause = Duration::from_millis(5 << times.min(10));
+        self.start_after = now + pause.as_nanos() as u64;
+        self.effects.attention = true;
+    }
+
+    /// Takes what a worker has published, as [frames]. After an error the worker must go.
+    pub(super) fn replies(&mut self, id: WorkerId, bytes: &[u8], now: u64) -> Result<(), Corrupt> {
+        let Some(index) = self.workers.iter().position(|worker| worker.id == id) else { return Ok(()) };
+        let before = self.workers[index].unanswered();
+        let result = self.read_replies(index, bytes);
+        let worker = &mut self.workers[index];
+        let answered = before - worker.unanswered();
+        worker.learn(answered, now);
+        if answered > 0 {
+            self.barren = 0;
+        }
+        self.retry_at = None;
+        self.dispatch(now);
+        self.balance(now);
+        self.wind_down();
+        result
+    }
+
+    fn read_replies(&mut self, index: usize, bytes: &[u8]) -> Result<(), Corrupt> {
+        let worker = &mut self.workers[index];
+        let mut all = frames(bytes);
+        let mut start = 0;
+        // The run whose replies the last delivery holds, if more of them can join.
+        let mut open = None;
+        while let Some(frame) = all.next() {
+            let reply = Reply::parse(frame?)?;
+            let end = bytes.len() - all.rest();
+            match reply.kind {
+                Kind::Value | Kind::Failed | Kind::Panicked => {
+                    let finished = worker.answered(reply.tag, reply.is_last())?;
+                    match self.effects.deliveries.last_mut() {
+                        Some(last) if open == Some(reply.tag.seq) && !reply.is_large() => last.frames.end = end,
+                        _ => {
+                            let (job, base) = match (finished, worker.runs.front()) {
+                                (Some(run), _) => (run.job, run.first),
+                                (None, Some(front)) => (front.run.job.clone(), front.run.first),
+                                (None, None) => return Err(Corrupt),
+                            };
+                            let large = reply.is_large();
+                            self.effects.deliveries.push(Delivery { job, base, frames: start..end, large });
+                            open = (!large).then_some(reply.tag.seq);
+                        }
+                    }
+                }
+                Kind::Skipped => worker.skipped(reply.tag)?,
+                Kind::Ready if worker.state == State::Warming => {
+                    worker.state = State::Ready;
+                    self.failures = 0;
+                    self.broken = None;
+                    self.effects.attention = true;
+                }
+                Kind::Broken if worker.state == State::Warming => {
+                    worker.failure = Some(String::from_utf8_lossy(reply.payload).into_owned());
+                }
+                Kind::Ready | Kind::Broken => return Err(Corrupt),
+            }
+            start = end;
+        }
+        Ok(())
+    }
+
+    /// A worker broke the protocol: whatever it says from now on cannot be relied upon.
+    pub(super) fn kill(&mut self, id: WorkerId) {
+        if let Some(worker) = self.find(id) {
+            worker.kill();
+        }
+    }
+
+    /// A worker has ended, and all that it had published was taken.
+    pub(super) fn died(&mut self, id: WorkerId, death: &Death, now: u64) {
+        let Some(index) = self.workers.iter().position(|worker| worker.id == id) else { return };
+        let mut worker = self.workers.remove(index);
+        let pid = worker.pid().unwrap_or_default();
+        for run in worker.take_back_all().into_iter().rev() {
+            self.pending.push_front(run);
+        }
+        for (tag, run) in worker.begun().into_iter().rev() {
+            let error = match worker.doomed.take_if(|(doomed, _)| *doomed == tag) {
+                Some((_, error)) => error,
+                None => TaskError::WorkerDied(Box::new(WorkerDied {
+                    exit: death.exit,
+                    stderr_tail: death.stderr_tail.clone(),
+                    task: run.job.spec().name.to_owned(),
+                    pid,
+                })),
+            };
+            let again = !matches!(error, TaskError::Aborted { .. }) && run.attempt < run.job.spec().retries;
+            if again && self.phase != Phase::Terminated {
+                self.pending.push_front(Run { attempt: run.attempt + 1, ..run });
+            } else {
+                self.effects.lost.push(Lost { items: run.items(), job: run.job, error });
+            }
+        }
+        match worker.state {
+            State::Starting | State::Warming => {
+                let why = worker.failure.take().unwrap_or_else(|| format!("a worker ended before it was ready: {}", death.exit));
+                self.failed(why, now);
+            }
+            State::Ready if worker.is_kept() && !worker.has_answered => {
+                self.barren += 1;
+                if self.barren as usize > self.processes {
+                    self.back_off(self.barren, now);
+                }
+            }
+            State::Ready | State::Stopping | State::Killed => {}
+        }
+        self.dispatch(now);
+        self.wind_down();
+    }
+
+    fn find(&mut self, id: WorkerId) -> Option<&mut Worker<J, L>> {
+        self.workers.iter_mut().find(|worker| worker.id == id)
+    }
+
+    // Time.
+
+    /// When [`tick`](Self::tick) wants to be called next.
+    pub(super) fn next_deadline(&self) -> Option<u64> {
+        let kept = self.workers.iter().filter(|worker| worker.is_kept()).count();
+        let start = (kept < self.processes && !self.wants_end()).then_some(self.start_after);
+        let timeouts = self.workers.iter().filter_map(Worker::deadline);
+        let looks = self.workers.iter().filter_map(Worker::look_at);
+        timeouts.chain(looks).chain(self.retry_at).chain(start).min()
+    }
+
+    /// Does what time has brought. What workers had published must have been taken just before.
+    pub(super) fn tick(&mut self, now: u64) {
+        self.retry_at.take_if(|at| *at <= now);
+        for index in 0..self.workers.len() {
+            if self.workers[index].deadline().is_some_and(|deadline| deadline <= now) {
+                for run in self.workers[index].overdue(now).into_iter().rev() {
+                    self.pending.push_front(run);
+                }
+            }
+            for run in self.workers[index].relieve(now).into_iter().rev() {
+                self.pending.push_front(run);
+            }
+        }
+        self.dispatch(now);
+        self.balance(now);
+    }
+
+    // Ends.
+
+    /// Nobody wants a job's items any more. What was not begun is lost; what runs is killed with
+    /// its worker if `kill` says so.
+    pub(super) fn abort(&mut self, job: &J, kill: bool, now: u64) {
+        let (mut unbegun, others): (VecDeque<_>, _) =
+            std::mem::take(&mut self.pending).into_iter().partition(|run| run.job.is(job));
+        self.pending = others;
+        for worker in &mut self.workers {
+            unbegun.extend(worker.take_back_of(job));
+            if kill && worker.begun().iter().any(|(_, run)| run.job.is(job)) {
+                for run in worker.take_back_all().into_iter().rev() {
+                    self.pending.push_front(run);
+                }
+                // The last that it began is all that it can be running.
+                if let Some((tag, _)) = worker.begun().pop().filter(|(_, run)| run.job.is(job)) {
+                    worker.doomed = Some((tag, TaskError::Aborted { began: true }));
+                    worker.kill();
+                }
+            }
+        }
+        for run in unbegun {
+            let error = match kill {
+                true => TaskError::Aborted { began: false },
+                false => TaskError::NotStarted(NotStarted::Withdrawn),
+            };
+            self.effects.lost.push(Lost { items: run.items(), job: run.job, error });
+        }
+        self.dispatch(now);
+        self.wind_down();
+    }
+
+    /// Takes no new jobs from now on.
+    pub(super) fn close(&mut self) {
+        self.phase = self.phase.max(Phase::Closed);
+        self.wind_down();
+    }
+
+    /// Ends everything: all that is not answered is lost, all workers are killed.
+    pub(super) fn terminate(&mut self) {
+        self.phase = Phase::Terminated;
+        for run in std::mem::take(&mut self.pending) {
+            self.lose(run, NotStarted::Closed);
+        }
+        for index in 0..self.workers.len() {
+            for run in self.workers[index].take_back_all() {
+                self.lose(run, NotStarted::Closed);
+            }
+            let worker = &mut self.workers[index];
+            for (_, run) in worker.begun() {
+                let error = TaskError::Aborted { began: true };
+                self.effects.lost.push(Lost { items: run.items(), job: run.job, error });
+            }
+            worker.runs.clear();
+            worker.kill();
+        }
+        self.effects.attention = true;
+    }
+
+    fn wants_end(&self) -> bool {
+        match self.phase {
+            Phase::Running => false,
+            Phase::Closed => self.open_jobs == 0 && !self.has_unfinished(),
+            Phase::Terminated => true,
+        }
+    }
+
+    /// Sends the workers home once there is nothing left for them to do.
+    fn wind_down(&mut self) {
+        if self.wants_end() {
+            for worker in &mut self.workers {
+                worker.stop();
+                self.effects.bells.extend(worker.lane.as_ref().and_then(Lane::bell));
+            }
+            self.effects.attention = true;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,324 @@
+//! One worker as the scheduler sees it: what it was given, and how far it has come.
+
+use std::collections::VecDeque;
+
+use super::{IN_FLIGHT, LOOK, Lane, Run, Sent, Ticket, WorkerId};
+use crate::error::TaskError;
+use crate::pool::channel::SLOTS;
+use crate::pool::wire::Tag;
+use crate::ring::Corrupt;
+
+/// Less work than this is not worth taking from a worker.
+const WORTH_ROBBING: u64 = 100_000;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum State {
+    /// Its process is being started.
+    Starting,
+    /// Its process is there and initializes.
+    Warming,
+    Ready,
+    /// It was told to end.
+    Stopping,
+    Killed,
+}
+
+/// A run that a worker was given and has not done with.
+#[derive(Debug)]
+pub(super) struct InFlight<J> {
+    seq: u32,
+    pub(super) run: Run<J>,
+    answered: u32,
+    /// The worker begins no item from here on: the run's length, or less if it was withdrawn.
+    limit: u32,
+    withdrawn: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Worker<J, L> {
+    pub(super) id: WorkerId,
+    pub(super) state: State,
+    /// The way to it, once its process is there.
+    pub(super) lane: Option<L>,
+    /// In the order in which it runs them. Its replies come in this order.
+    pub(super) runs: VecDeque<InFlight<J>>,
+    next_seq: u32,
+    /// How many items more it may be given, if that is limited.
+    budget: Option<u32>,
+    unanswered: u64,
+    /// It had no room for a run; a reply may change that.
+    full: bool,
+    /// How long it takes for an item, on average, in nanoseconds.
+    item_time: Option<u64>,
+    /// When it last answered, or else was given something to do.
+    since: u64,
+    /// When the running item is overdue, if that is known better than by `since`.
+    deadline: Option<u64>,
+    pub(super) has_answered: bool,
+    /// The item that it was killed for, and what that gets.
+    pub(super) doomed: Option<(Tag, TaskError)>,
+    /// What it said of its initializer.
+    pub(super) failure: Option<String>,
+}
+
+impl<J: Ticket, L: Lane<J>> Worker<J, L> {
+    pub(super) fn new(id: WorkerId, budget: Option<u32>) -> Self {
+        Self {
+            id,
+            state: State::Starting,
+            lane: None,
+            runs: VecDeque::new(),
+            next_seq: 0,
+            budget,
+            unanswered: 0,
+            full: false,
+            item_time: None,
+            since: 0,
+            deadline: None,
+            has_answered: false,
+            doomed: None,
+            failure: None,
+        }
+    }
+
+    pub(super) fn pid(&self) -> Option<i32> {
+        self.lane.as_ref().map(Lane::pid)
+    }
+
+    /// Items that it was given, may begin or has begun, and has not answered.
+    pub(super) fn unanswered(&self) -> u64 {
+        self.unanswered
+    }
+
+    /// How many items more it may be given.
+    pub(super) fn may_take(&self) -> u32 {
+        self.budget.unwrap_or(u32::MAX)
+    }
+
+    /// Whether it counts: one that goes or will go soon is replaced.
+    pub(super) fn is_kept(&self) -> bool {
+        matches!(self.state, State::Starting | State::Warming | State::Ready) && self.may_take() > 0
+    }
+
+    /// How many items it is good to have with it: one, as long as nothing says that they are quick.
+    pub(super) fn wanted(&self) -> u64 {
+        match (self.state, self.item_time) {
+            (State::Ready, Some(time)) => (IN_FLIGHT / time.max(10)).max(1),
+            (State::Ready, None) => 1,
+            _ => 0,
+        }
+    }
+
+    pub(super) fn wants_more(&self, now: u64) -> bool {
+        self.state == State::Ready
+            && self.may_take() > 0
+            && !self.full
+            && self.runs.len() < SLOTS
+            && self.unanswered < self.wanted()
+            && !self.is_stuck(now)
+    }
+
+    /// Whether what it runs takes so long that nothing should wait behind it.
+    fn is_stuck(&self, now: u64) -> bool {
+        self.unanswered > 0 && now.saturating_sub(self.since) >= LOOK
+    }
+
+    /// When to look whether it is stuck with more than it runs, or has answers that it did not ring
+    /// for.
+    pub(super) fn look_at(&self) -> Option<u64> {
+        (self.unanswered > 1 && self.state == State::Ready).then_some(self.since + LOOK)
+    }
+
+    /// Takes back what waits behind a long item.
+    pub(super) fn relieve(&mut self, now: u64) -> Vec<Run<J>> {
+        if self.unanswered > 1 && self.is_stuck(now) { self.take_back_all() } else { Vec::new() }
+    }
+
+    /// Hands it a run, or gives the run back.
+    pub(super) fn send(&mut self, run: Run<J>, now: u64) -> Result<(), (Run<J>, Sent)> {
+        let Some(lane) = &mut self.lane else { return Err((run, Sent::NoRoom)) };
+        match lane.send(self.next_seq, &run) {
+            Sent::Yes => {}
+            sent => {
+                match sent {
+                    Sent::Corrupt => self.kill(),
+                    _ => self.full = matches!(sent, Sent::NoRoom),
+                }
+                return Err((run, sent));
+            }
+        }
+        if self.unanswered == 0 {
+            self.since = now;
+        }
+        self.unanswered += u64::from(run.count);
+        self.budget = self.budget.map(|budget| budget - run.count);
+        let (seq, limit) = (self.next_seq, run.count);
+        self.runs.push_back(InFlight { seq, run, answered: 0, limit, withdrawn: false });
+        self.next_seq = seq.wrapping_add(1);
+        Ok(())
+    }
+
+    /// Notes an answer, and gives the run if it was its last.
+    pub(super) fn answered(&mut self, tag: Tag, last: bool) -> Result<Option<Run<J>>, Corrupt> {
+        let front = self.runs.front_mut().ok_or(Corrupt)?;
+        if front.seq != tag.seq || front.answered != tag.index || front.answered >= front.limit {
+            return Err(Corrupt);
+        }
+        if last {
+            front.answered += 1;
+            self.unanswered -= 1;
+            self.has_answered = true;
+            if front.answered == front.run.count {
+                return Ok(self.runs.pop_front().map(|done| done.run));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Notes that it has passed over the withdrawn rest of a run.
+    pub(super) fn skipped(&mut self, tag: Tag) -> Result<(), Corrupt> {
+        let passed = |front: &InFlight<J>| front.seq == tag.seq && front.withdrawn && front.answered == front.limit;
+        if !self.runs.front().is_some_and(passed) {
+            return Err(Corrupt);
+        }
+        self.runs.pop_front();
+        Ok(())
+    }
+
+    /// Learns from replies how long its items take.
+    pub(super) fn learn(&mut self, answered: u64, now: u64) {
+        self.full = false;
+        if let Some(time) = now.saturating_sub(self.since).checked_div(answered) {
+            self.item_time = Some(self.item_time.map_or(time, |known| (3 * known + time) / 4));
+            self.since = now;
+            self.deadline = None;
+        }
+    }
+
+    /// Whether it holds so much that an idle worker should have some of it.
+    pub(super) fn is_worth_robbing(&self, now: u64) -> bool {
+        let work = self.item_time.map(|time| time.saturating_mul(self.unanswered));
+        let known_long = now.saturating_sub(self.since) >= WORTH_ROBBING;
+        self.state == State::Ready && self.unanswered > 1 && (known_long || work.is_none_or(|work| work >= WORTH_ROBBING))
+    }
+
+    /// Takes back of its last run what it has not begun.
+    pub(super) fn take_back_last(&mut self) -> Option<Run<J>> {
+        (0..self.runs.len()).rev().find(|index| !self.runs[*index].withdrawn).and_then(|index| self.take_back(index))
+    }
+
+    /// Takes back all that it has not begun.
+    pub(super) fn take_back_all(&mut self) -> Vec<Run<J>> {
+        (0..self.runs.len()).filter_map(|index| self.take_back(index)).collect()
+    }
+
+    /// Takes back what it has not begun of a job.
+    pub(super) fn take_back_of(&mut self, job: &J) -> Vec<Run<J>> {
+        (0..self.runs.len())
+            .filter_map(|index| if self.runs[index].run.job.is(job) { self.take_back(index) } else { None })
+            .collect()
+    }
+
+    fn take_back(&mut self, index: usize) -> Option<Run<J>> {
+        let flight = &mut self.runs[index];
+        if flight.withdrawn {
+            return None;
+        }
+        // Withdrawing twice would count the worker's own discovery of it as an item.
+        flight.withdrawn = true;
+        flight.limit = self.lane.as_ref()?.withdraw(flight.seq).clamp(flight.answered, flight.run.count);
+        let rest = flight.run.count - flight.limit;
+        self.unanswered -= u64::from(rest);
+        self.budget = self.budget.map(|budget| budget + rest);
+        (rest > 0).then(|| flight.run.rest(flight.limit))
+    }
+
+    /// The items that it has begun and not answered; what it runs is the last of them. Others
+    /// are answered, and the answers were not taken yet.
+    pub(super) fn begun(&self) -> Vec<(Tag, Run<J>)> {
+        let mut begun = Vec::new();
+        for flight in &self.runs {
+            let limit = match (&self.lane, flight.withdrawn) {
+                (Some(lane), false) => lane.begun(flight.seq).clamp(flight.answered, flight.run.count),
+                _ => flight.limit,
+            };
+            begun.extend((flight.answered..limit).map(|index| (Tag { seq: flight.seq, index }, flight.run.single(index))));
+        }
+        begun
+    }
+
+    /// The first run that is not done with.
+    fn current(&self) -> Option<&InFlight<J>> {
+        self.runs.iter().find(|flight| flight.answered < flight.limit)
+    }
+
+    /// When to look whether it runs something for too long.
+    pub(super) fn deadline(&self) -> Option<u64> {
+        if self.state == State::Killed {
+            return None;
+        }
+        let timeout = self.current()?.run.job.spec().timeout?.as_nanos() as u64;
+        self.deadline.or(Some(self.since.saturating_add(timeout)))
+    }
+
+    /// Looks at what it runs when the time for that may be over. If it is, the worker is killed;
+    /// gives what others must run then.
+    pub(super) fn overdue(&mut self, now: u64) -> Vec<Run<J>> {
+        let (Some(lane), Some(current)) = (&self.lane, self.current()) else { return Vec::new() };
+        let Some(timeout) = current.run.job.spec().timeout else { return Vec::new() };
+        let tag = Tag { seq: current.seq, index: current.answered };
+        let has_begun = current.withdrawn || lane.begun(current.seq) > current.answered;
+        let deadline = lane.began_at().saturating_add(timeout.as_nanos() as u64);
+        if has_begun && deadline > now {
+            // It began later than it could have.
+            self.deadline = Some(deadline);
+            return Vec::new();
+        }
+        // From here on it cannot begin anything, so what is seen now stays true until the kill.
+        let rest = self.take_back_all();
+        match self.begun().last() {
+            Some((running, _)) if has_begun && *running == tag => {
+                self.doomed = Some((tag, TaskError::TimedOut));
+                self.kill();
+            }
+            // It has come further meanwhile.
+            Some(_) => {
+                self.since = now;
+                self.deadline = None;
+            }
+            // In all this time it has not even begun: it is stopped, or worse.
+            None => self.kill(),
+        }
+        rest
+    }
+
+    /// Tells it to end, in a friendly way if it listens.
+    pub(super) fn stop(&mut self) {
+        match self.state {
+            // Nothing can be said to it before it listens.
+            State::Starting | State::Stopping | State::Killed => {}
+            State::Warming => self.kill(),
+            State::Ready => {
+                self.state = State::Stopping;
+                if !self.lane.as_mut().is_some_and(Lane::stop) {
+                    self.kill();
+                }
+            }
+        }
+    }
+
+    pub(super) fn kill(&mut self) {
+        if let Some(lane) = &self.lane {
+            self.state = State::Killed;
+            lane.kill();
+        }
+    }
+}
+
+impl<J: Clone> Run<J> {
+    /// One of its items.
+    fn single(&self, index: u32) -> Self {
+        let rest = self.rest(index);
+        rest.split(1).0
+    }
+}

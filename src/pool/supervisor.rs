@@ -1,0 +1,349 @@
+//! The task that runs a pool: it starts workers, takes their replies, and sees them end.
+
+use std::os::fd::AsFd;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::io::Interest;
+use tokio::task::yield_now;
+
+use super::channel::{Attached, Replies, channel};
+use super::scheduler::{Death, Delivery, Run, Sent, Spec, WorkerId};
+use super::shared::{Job, Shared, Status};
+use super::stderr::Stderr;
+use super::wire::{Answer, Body};
+use super::worker;
+use crate::context::Context as StartContext;
+use crate::error::{Error, NotStarted, Result, StartError, TaskError};
+use crate::process::{ExitStatus, Process};
+use crate::ring::frames;
+use crate::sys::process::Exit;
+use crate::sys::reactor::Registered;
+use crate::sys::{self, Fd};
+use crate::util::lock;
+
+/// How long the supervisor takes replies before others get a turn, in nanoseconds.
+const TURN: u64 = 100_000;
+
+/// How workers are made.
+pub(super) struct Recipe {
+    pub(super) context: StartContext,
+    pub(super) name: String,
+    pub(super) initializer: Option<(Spec, Body)>,
+    pub(super) max_tasks: Option<u32>,
+}
+
+/// A worker as the supervisor sees it.
+struct Watched {
+    id: WorkerId,
+    process: Process,
+    replies: Replies,
+    stderr: Arc<Stderr>,
+}
+
+enum Event {
+    Started(WorkerId, Result<Born>),
+    Exited(WorkerId),
+}
+
+struct Born {
+    lane: Attached,
+    replies: Replies,
+    stderr: Arc<Stderr>,
+}
+
+type Events = FuturesUnordered<Pin<Box<dyn Future<Output = Event> + Send>>>;
+
+pub(super) struct Supervisor {
+    shared: Arc<Shared>,
+    recipe: Arc<Recipe>,
+    bell: Registered,
+    timer: Registered,
+    ring: Arc<Fd>,
+    workers: Vec<Watched>,
+    events: Events,
+    started: u64,
+    buffer: Vec<u8>,
+}
+
+impl Supervisor {
+    /// # Errors
+    /// When no descriptor is left.
+    ///
+    /// # Panics
+    /// Outside of a runtime with I/O enabled.
+    pub(super) fn new(shared: Arc<Shared>, recipe: Recipe, timer: Fd) -> std::io::Result<Self> {
+        let ring = Arc::new(sys::fd::eventfd()?);
+        Ok(Self {
+            shared,
+            recipe: Arc::new(recipe),
+            bell: Registered::new(ring.try_clone()?, Interest::READABLE)?,
+            timer: Registered::new(timer, Interest::READABLE)?,
+            ring,
+            workers: Vec::new(),
+            events: Events::new(),
+            started: 0,
+            buffer: Vec::new(),
+        })
+    }
+
+    /// Runs until the pool is over.
+    pub(super) async fn run(mut self) {
+        let mut turn = sys::fd::monotonic_ns();
+        loop {
+            let busy = self.take_replies();
+            if sys::fd::monotonic_ns() >= self.shared.armed() {
+                self.shared.disarmed();
+                self.shared.with(|scheduler, now| scheduler.tick(now));
+            }
+            self.start_workers();
+            if self.report() {
+                return;
+            }
+            if busy {
+                if sys::fd::monotonic_ns() - turn < TURN {
+                    continue;
+                }
+                yield_now().await;
+                self.handle_ready_events().await;
+            } else if self.fall_asleep() {
+                self.wait().await;
+            }
+            self.workers.iter().for_each(|worker| worker.replies.awake());
+            turn = sys::fd::monotonic_ns();
+        }
+    }
+
+    /// Has each worker ring for its next reply; false if one has published something already.
+    fn fall_asleep(&self) -> bool {
+        self.workers.iter().fold(true, |empty, worker| worker.replies.sleep() && empty)
+    }
+
+    async fn wait(&mut self) {
+        let event = tokio::select! {
+            biased;
+            // Nobody drains the bell: each ring is an edge. It is cleared before anybody looks.
+            guard = self.bell.get().readable() => {
+                guard.into_iter().for_each(|mut guard| guard.clear_ready());
+                None
+            }
+            guard = self.timer.get().readable() => {
+                guard.into_iter().for_each(|mut guard| guard.clear_ready());
+                None
+            }
+            event = self.events.next(), if !self.events.is_empty() => event,
+            () = self.shared.attention.notified() => None,
+        };
+        if let Some(event) = event {
+            self.handle(event);
+        }
+    }
+
+    /// What happened to processes must be seen however busy the rings are.
+    async fn handle_ready_events(&mut self) {
+        let next = |cx: &mut Context<'_>| Poll::Ready(self.events.poll_next_unpin(cx));
+        if let Poll::Ready(Some(event)) = std::future::poll_fn(next).await {
+            self.handle(event);
+        }
+    }
+
+    // Replies.
+
+    fn take_replies(&mut self) -> bool {
+        let mut busy = false;
+        let mut wakers = Vec::new();
+        for index in 0..self.workers.len() {
+            busy |= self.take_replies_of(index, &mut wakers);
+        }
+        wakers.into_iter().for_each(Waker::wake);
+        busy
+    }
+
+    fn take_replies_of(&mut self, index: usize, wakers: &mut Vec<Waker>) -> bool {
+        let worker = &mut self.workers[index];
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let drained = worker.replies.drain(&mut buffer);
+        if drained != Ok(false) {
+            let effects = self.shared.locked(0, |scheduler, now| {
+                if drained.is_err() || scheduler.replies(worker.id, &buffer, now).is_err() {
+                    scheduler.kill(worker.id);
+                }
+            });
+            if let Some(((), mut effects)) = effects {
+                let deliveries = std::mem::take(&mut effects.deliveries);
+                self.shared.carry_out(effects);
+                for delivery in deliveries {
+                    deliver(delivery, &buffer, &worker.replies, &self.shared, wakers);
+                }
+            }
+            buffer.clear();
+        }
+        self.buffer = buffer;
+        drained == Ok(true)
+    }
+
+    // Workers' lives.
+
+    fn start_workers(&mut self) {
+        while let Some(Some(id)) = self.shared.with(|scheduler, now| scheduler.start_due(now)) {
+            self.started += 1;
+            let (recipe, ring, number) = (self.recipe.clone(), self.ring.clone(), self.started);
+            self.events.push(Box::pin(async move { Event::Started(id, recipe.start(&ring, number).await) }));
+        }
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Started(id, Ok(Born { lane, replies, stderr })) => {
+                let process = lane.process.clone();
+                let watched = process.clone();
+                self.events.push(Box::pin(async move {
+                    // If it cannot be watched, it is as good as gone: better dead than unseen.
+                    if watched.exited().await.is_err() {
+                        watched.kill_tree();
+                        let _ = watched.join().await;
+                    }
+                    Event::Exited(id)
+                }));
+                tokio::spawn(stderr.clone().forward());
+                self.workers.push(Watched { id, process, replies, stderr });
+                self.shared.with(|scheduler, _| scheduler.started(id, lane));
+            }
+            Event::Started(id, Err(error)) => {
+                // The next one may find more memory or a calmer machine, but not another program.
+                let hopeless = !matches!(
+                    error,
+                    Error::Io(_) | Error::Start(StartError::Exited(_) | StartError::Deadline(_))
+                );
+                let why = error.to_string();
+                lock(&self.shared.start_error).get_or_insert(error);
+                self.shared.with(|scheduler, now| scheduler.start_failed(id, why, hopeless, now));
+            }
+            Event::Exited(id) => self.bury(id),
+        }
+    }
+
+    fn bury(&mut self, id: WorkerId) {
+        let Some(index) = self.workers.iter().position(|worker| worker.id == id) else { return };
+        // What it has started must not outlive it, and its group has its number until it is reaped.
+        self.workers[index].process.kill_tree();
+        let mut wakers = Vec::new();
+        self.take_replies_of(index, &mut wakers);
+        let worker = self.workers.swap_remove(index);
+        let exit = worker.process.reap().unwrap_or_else(|| ExitStatus::new(Exit::Unknown, false));
+        let death = Death { exit, stderr_tail: worker.stderr.rest() };
+        self.shared.with(|scheduler, now| scheduler.died(id, &death, now));
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// Tells who waits how the pool is; true if it is over.
+    fn report(&self) -> bool {
+        let status = self.shared.with(|scheduler, _| Status {
+            ready: scheduler.ready_workers(),
+            broken: scheduler.broken().map(str::to_owned),
+            done: scheduler.is_done(),
+        });
+        let Some(status) = status else { return true };
+        let done = status.done;
+        self.shared.status.send_if_modified(|known| {
+            let news = *known != status;
+            *known = status;
+            news
+        });
+        done
+    }
+}
+
+impl Drop for Supervisor {
+    /// Also when the runtime ends under the pool: then nobody may be left waiting.
+    fn drop(&mut self) {
+        self.shared.with(|scheduler, _| scheduler.terminate());
+        self.shared.status.send_modify(|status| {
+            status.ready = 0;
+            status.done = true;
+        });
+    }
+}
+
+fn deliver(
+    delivery: Delivery<Arc<dyn Job>>,
+    buffer: &[u8],
+    replies: &Replies,
+    shared: &Shared,
+    wakers: &mut Vec<Waker>,
+) {
+    let Delivery { job, base, frames: range, large } = delivery;
+    let mut answers = Answer::all(base, frames(&buffer[range]), replies.socket.as_fd());
+    if !large {
+        return job.answer(&mut answers, wakers);
+    }
+    if let Some(answer) = answers.next() {
+        let handed = Handed { job, index: answer.index, answer: Some(answer.detach()) };
+        // Its parcel was taken here, as parcels come in order; decoding it takes its time.
+        shared.runtime.spawn_blocking(move || handed.deliver());
+    }
+}
+
+/// An answer on its way to a thread that decodes it, or that never comes to it.
+struct Handed {
+    job: Arc<dyn Job>,
+    index: u64,
+    answer: Option<Answer<'static>>,
+}
+
+impl Handed {
+    fn deliver(mut self) {
+        let mut wakers = Vec::new();
+        self.job.answer(&mut self.answer.take().into_iter(), &mut wakers);
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Drop for Handed {
+    fn drop(&mut self) {
+        if self.answer.is_some() {
+            let mut wakers = Vec::new();
+            let error = TaskError::NotStarted(NotStarted::Closed);
+            self.job.lose(self.index..self.index + 1, error, &mut wakers);
+            wakers.into_iter().for_each(Waker::wake);
+        }
+    }
+}
+
+impl Recipe {
+    async fn start(&self, ring: &Arc<Fd>, number: u64) -> Result<Born> {
+        let (mut link, replies, mut setup) = channel(ring)?;
+        if let Some((spec, args)) = &self.initializer {
+            setup.initializer = true;
+            // The first frame, before there is anybody to read it.
+            let run = Run::new(spec.clone(), 0, 1, args.clone());
+            if !matches!(link.send(0, &run), Sent::Yes) {
+                return Err(Error::invalid("the initializer's arguments cannot be sent"));
+            }
+        }
+        setup.max_tasks = self.max_tasks;
+        let (stderr, theirs) = Stderr::pipe()?;
+        let process = Process::builder(worker::main, (setup,))
+            .context(self.context.clone())
+            .name(format!("{}-{number}", self.name))
+            .worker()
+            .stderr_to(theirs)
+            .start()
+            .await?;
+        Ok(Born { lane: Attached { link, process }, replies, stderr })
+    }
+}
+
+/// For the initializer, whose reply goes to no job.
+impl super::scheduler::Ticket for Spec {
+    fn spec(&self) -> &Spec {
+        self
+    }
+
+    fn is(&self, _: &Self) -> bool {
+        false
+    }
+}

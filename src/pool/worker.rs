@@ -1,0 +1,158 @@
+//! What a worker process does: takes runs, runs their items one after another, replies.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+
+use super::channel::WorkerEnd;
+use super::wire::{Body, INLINE, ITEM_HEAD, Kind, Order, RunFrame, Setup, Tag};
+use crate::bootstrap::drive;
+use crate::error::{RemotePanic, TaskError};
+use crate::function::{TaskCode, TaskFailure, finish};
+use crate::process::catch;
+use crate::reduction::{Attachments, Incoming, Peer, encode};
+use crate::ring::frames;
+use crate::sys::image::Entry;
+
+/// The target of a worker process.
+pub(super) fn main(setup: Setup) -> ExitCode {
+    let (initializer, max_tasks) = (setup.initializer, setup.max_tasks);
+    let worker = WorkerEnd::new(setup).map(|end| Worker { end, value: Vec::new(), left: max_tasks });
+    match worker.and_then(|worker| worker.run(initializer)) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("a pool's worker lost touch with its pool: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// What came of an item; the bytes of a value are in [`Worker::value`].
+enum Outcome {
+    Value(Attachments),
+    Failed(TaskFailure),
+    Panicked(RemotePanic),
+}
+
+struct Worker {
+    end: WorkerEnd,
+    /// The encoded outcome of an item.
+    value: Vec<u8>,
+    /// How many items it may still begin.
+    left: Option<u32>,
+}
+
+impl Worker {
+    fn run(mut self, initializer: bool) -> io::Result<ExitCode> {
+        let mut initialized = !initializer;
+        if initialized {
+            self.say(Kind::Ready, b"")?;
+        }
+        let mut inbox = Vec::new();
+        loop {
+            inbox.clear();
+            self.end.receive(&mut inbox)?;
+            let mut orders = frames(&inbox);
+            while let Some(frame) = orders.next() {
+                let order = frame.and_then(Order::parse).map_err(|error| io::Error::other(error.to_string()))?;
+                match order {
+                    Order::Stop => return Ok(ExitCode::SUCCESS),
+                    Order::Run(run) if !initialized => {
+                        if let Err(why) = self.initialize(run) {
+                            self.say(Kind::Broken, &why.as_bytes()[..why.len().min(INLINE)])?;
+                            return Ok(ExitCode::FAILURE);
+                        }
+                        initialized = true;
+                        self.say(Kind::Ready, b"")?;
+                    }
+                    Order::Run(run) => self.run_items(run, orders.rest() > 0)?,
+                }
+                if self.left == Some(0) {
+                    return Ok(ExitCode::SUCCESS);
+                }
+            }
+        }
+    }
+
+    /// Replies for the worker as a whole.
+    fn say(&mut self, kind: Kind, payload: &[u8]) -> io::Result<()> {
+        let tag = Tag { seq: u32::MAX, index: 0 };
+        self.end.reply(kind, tag, payload, &Body::default(), false)
+    }
+
+    fn initialize(&mut self, mut run: RunFrame<'_>) -> Result<(), String> {
+        let entry = run.function.task()?;
+        let mut parcel = run.parcel(self.end.socket.as_fd()).map_err(|error| error.to_string())?;
+        let item = run.next_item().map_err(|error| error.to_string())?;
+        match self.call(entry, parcel.message(item)) {
+            Outcome::Value(_) => Ok(()),
+            Outcome::Failed(failure) => Err(format!("its initializer failed: {}", failure.into_error())),
+            Outcome::Panicked(panic) => Err(format!("its initializer failed: {}", TaskError::Panicked(panic))),
+        }
+    }
+
+    fn run_items(&mut self, mut run: RunFrame<'_>, more: bool) -> io::Result<()> {
+        let entry = run.function.task();
+        let mut parcel = run.parcel(self.end.socket.as_fd());
+        for index in 0..run.count {
+            let tag = Tag { seq: run.seq, index };
+            let item = run.next_item().map_err(|error| io::Error::other(error.to_string()))?;
+            if !self.end.begin(run.seq, run.timed()) {
+                return self.end.reply(Kind::Skipped, tag, b"", &Body::default(), more);
+            }
+            let outcome = match (&entry, &mut parcel) {
+                (Ok(entry), Ok(parcel)) => self.call(entry, parcel.message(item)),
+                (Err(why), _) => Outcome::Failed(TaskFailure::Arguments(why.clone())),
+                (_, Err(error)) => Outcome::Failed(TaskFailure::Arguments(error.to_string())),
+            };
+            self.left = self.left.map(|left| left - 1);
+            self.answer(tag, outcome, (more || index + 1 < run.count) && self.left != Some(0))?;
+            if self.left == Some(0) {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    fn call(&mut self, entry: &Entry<TaskCode>, args: Incoming<'_>) -> Outcome {
+        self.value.clear();
+        match catch((entry.name)(), || finish((entry.code)(args, &mut self.value), drive)) {
+            Ok((bytes, Ok(attachments))) => {
+                self.value = bytes.unwrap_or(std::mem::take(&mut self.value));
+                Outcome::Value(attachments)
+            }
+            Ok((_, Err(failure))) => Outcome::Failed(failure),
+            Err(panic) => Outcome::Panicked(panic),
+        }
+    }
+
+    fn answer(&mut self, tag: Tag, outcome: Outcome, more: bool) -> io::Result<()> {
+        let (kind, attachments) = match outcome {
+            Outcome::Value(attachments) => (Kind::Value, attachments),
+            Outcome::Failed(failure) => (Kind::Failed, self.encode(&failure)?),
+            Outcome::Panicked(panic) => (Kind::Panicked, self.encode(&panic)?),
+        };
+        if self.value.len() <= INLINE && attachments.is_empty() {
+            return self.end.reply(kind, tag, &self.value, &Body::default(), more);
+        }
+        let mut buffer = vec![0; ITEM_HEAD];
+        buffer.append(&mut self.value);
+        match Body::single(buffer, attachments) {
+            Ok(body) => {
+                let payload = if body.large.is_some() { &[][..] } else { &body.items[ITEM_HEAD..] };
+                self.end.reply(kind, tag, payload, &body, more)
+            }
+            Err(error) => {
+                let failure = TaskFailure::Unencodable { reason: error.to_string(), value: "value".to_owned() };
+                self.encode(&failure)?;
+                self.end.reply(Kind::Failed, tag, &self.value, &Body::default(), more)
+            }
+        }
+    }
+
+    /// Puts what is no value into the place of one.
+    fn encode<T: serde::Serialize>(&mut self, report: &T) -> io::Result<Attachments> {
+        self.value.clear();
+        encode(report, &mut self.value, Peer::SameBuild).map_err(io::Error::other)
+    }
+}
