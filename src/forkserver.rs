@@ -5,10 +5,11 @@
 //! they are children of the process that asked, which waits for them and learns how they ended
 //! even when the server is gone.
 
-use std::io::IoSlice;
+use std::io::{self, IoSlice};
 use crate::sys::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::process::ExitCode;
 use std::sync::Mutex;
+use std::time::Duration;
 
 use crate::bootstrap;
 use crate::context::{OnPreloadError, Preload, StartMethod, preload};
@@ -39,31 +40,44 @@ static STARTING: PerProcess<tokio::sync::Mutex<()>> = PerProcess::new(|| tokio::
 /// Asks the server, started or replaced if need be, for a child that speaks on `theirs`. The
 /// child's id comes as a [`Report::Born`] on the other end.
 pub(crate) async fn request(theirs: BorrowedFd<'_>) -> Result<()> {
-    if ask(theirs)? {
+    if ask_in_turn(theirs).await? {
         return Ok(());
     }
     let _turn = STARTING.get().lock().await;
-    if ask(theirs)? {
+    if ask_in_turn(theirs).await? {
         return Ok(());
     }
     // Boxed: the server is itself started by the code that this is part of.
     let server = Box::pin(launch()).await?;
     *lock(SERVER.get()) = Some(server);
-    if ask(theirs)? {
+    if ask_in_turn(theirs).await? {
         return Ok(());
     }
     Err(StartError::ForkServer("it ended as soon as it was started".to_owned()).into())
 }
 
-/// False if there is no server, or none any more.
-fn ask(theirs: BorrowedFd<'_>) -> Result<bool> {
+/// How soon a server is asked again that has many requests unread: it may be stopped.
+const PATIENCE: Duration = Duration::from_millis(5);
+
+/// False if there is no server, or none any more. Waits while it takes no more requests.
+async fn ask_in_turn(theirs: BorrowedFd<'_>) -> Result<bool> {
+    loop {
+        match ask(theirs) {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => crate::process::reactor::sleep(PATIENCE).await?,
+            asked => return Ok(asked?),
+        }
+    }
+}
+
+fn ask(theirs: BorrowedFd<'_>) -> io::Result<bool> {
     let mut server = lock(SERVER.get());
     let Some(running) = &*server else { return Ok(false) };
     // A dead server's socket may still take a message while its process goes: look at it first.
     if running.process.exit_code().is_none() {
-        // Waits only while two hundred kilobytes of requests are unread.
-        if socket::send(running.requests.as_fd(), &[IoSlice::new(b"c")], &[theirs], Mode::Wait).is_ok() {
-            return Ok(true);
+        match socket::send(running.requests.as_fd(), &[IoSlice::new(b"c")], &[theirs], Mode::Try) {
+            Ok(()) => return Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
+            Err(_) => {}
         }
         let _ = running.process.kill();
     }
@@ -148,8 +162,8 @@ fn make_child(control: Fd, servers: &[RawFd]) {
     let report = match sys::process::clone_sibling() {
         Ok(Sibling::Child) => {
             sys::fd::close_inherited(servers);
-            sys::signal::reset_signals();
-            sys::signal::default_sigpipe_ignored();
+            // The server's only disposition that is not for its children.
+            sys::signal::default_interrupt();
             bootstrap::run(control, false)
         }
         Ok(Sibling::Parent { pid, pidfd }) => Report::Born { pid, pidfd: Handle::new(pidfd) },
@@ -193,10 +207,9 @@ fn on_own_runtime<F: Future>(future: F) -> F::Output {
 }
 
 fn alone() -> std::result::Result<(), String> {
-    match sys::process::threads() {
-        Ok(threads) if threads.len() > 1 => Err(format!(
-            "{} threads run after preloading: a fork copies one, and the others may hold locks",
-            threads.len()
+    match sys::process::thread_count() {
+        Ok(threads @ 2..) => Err(format!(
+            "{threads} threads run after preloading: a fork copies one, and the others may hold locks"
         )),
         _ => Ok(()),
     }

@@ -27,8 +27,9 @@ fn signal_server(signal: Signal) -> i32 {
 
 /// If there is one.
 fn kill_server() {
-    if support::process::fork_server().is_some() {
-        let pid = signal_server(Signal::SIGKILL);
+    if let Some(pid) = support::process::fork_server() {
+        // It may be on its way out already.
+        let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
         eventually("the fork server ends", || !support::process::runs(pid));
     }
 }
@@ -97,7 +98,10 @@ fn what_is_preloaded_is_loaded_once_and_seen_by_every_child() {
         }
         // It runs in the server only.
         assert_eq!(loaded(), (0, 0));
-        assert_eq!(mp::Context::new(mp::StartMethod::Spawn).spawn(loaded, ()).await.unwrap().await.unwrap(), (0, 0));
+        assert_eq!(
+            mp::Context::new(mp::StartMethod::Spawn).spawn(loaded, ()).await.unwrap().await.unwrap(),
+            (0, 0)
+        );
         // A server that replaces it loads again.
         kill_server();
         let second = loaded_in_child().await;
@@ -235,15 +239,19 @@ fn many_first_starts_make_one_server() {
     run(async {
         kill_server();
         let parent = || std::os::unix::process::parent_id();
-        let starts = futures::future::join_all((0..20).map(|_| async {
-            server().spawn(parent, ()).await.unwrap().await.unwrap()
-        }));
+        let starts = futures::future::join_all(
+            (0..20).map(|_| async { server().spawn(parent, ()).await.unwrap().await.unwrap() }),
+        );
         // Its children are this process's: the server may die, and they are still waited for.
         assert!(starts.await.iter().all(|parent| *parent == std::process::id()));
         let named = |pid: &i32| Stat::of(*pid).is_some_and(|stat| stat.name == "ForkServer");
-        let all = std::fs::read_dir("/proc").unwrap().filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
+        let all = std::fs::read_dir("/proc")
+            .unwrap()
+            .filter_map(|entry| entry.unwrap().file_name().to_str()?.parse().ok());
         let me = std::process::id() as i32;
-        let servers = all.filter(named).filter(|pid| Stat::of(*pid).is_some_and(|stat| stat.parent == me && stat.state != 'Z'));
+        let servers = all
+            .filter(named)
+            .filter(|pid| Stat::of(*pid).is_some_and(|stat| stat.parent == me && stat.state != 'Z'));
         assert_eq!(servers.count(), 1);
         assert!(!mp::active_children().iter().any(|child| child.name() == "ForkServer"));
     });
@@ -271,14 +279,21 @@ fn a_child_has_nothing_of_its_siblings() {
         let sibling = server().process(told, (meeting.address(),)).start().await.unwrap();
         let mut caller = meeting.accept().await;
         let blob = mp::Blob::new("of the sibling").unwrap();
-        let other = server().process(|_: mp::Blob, address: String| drop(Call::to(&address).hear()), (blob, meeting.address()));
+        let other = server().process(
+            |_: mp::Blob, address: String| drop(Call::to(&address).hear()),
+            (blob, meeting.address()),
+        );
         let other = other.start().await.unwrap();
         let other_caller = meeting.accept().await;
         let links = || support::process::descriptors().into_values().collect::<Vec<_>>();
         let links = server().spawn(links, ()).await.unwrap().await.unwrap();
         assert!(!links.iter().any(|link| link.contains("memfd")), "{links:?}");
         let own = support::process::descriptors();
-        let listener = own.values().filter(|link| link.starts_with("socket:")).filter(|link| links.contains(link)).count();
+        let listener = own
+            .values()
+            .filter(|link| link.starts_with("socket:"))
+            .filter(|link| links.contains(link))
+            .count();
         assert_eq!(listener, 0, "{links:?}");
         drop(other_caller);
         other.join().await.unwrap();

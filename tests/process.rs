@@ -85,7 +85,8 @@ fn a_life() {
         let current = mp::current_process();
         for ctx in methods() {
             let keywords = Keywords { hello: 23, bye: 2.54 };
-            let builder = ctx.process(target, (meeting.address(), 1, keywords)).name("SomeProcess").daemon(true);
+            let builder =
+                ctx.process(target, (meeting.address(), 1, keywords)).name("SomeProcess").daemon(true);
             assert_eq!(builder.get_authkey(), current.authkey());
             assert!(builder.is_daemon());
             assert!(mp::active_children().is_empty());
@@ -113,7 +114,8 @@ fn a_life() {
             assert_eq!(child.exit_code(), Some(0));
             assert!(!child.is_alive());
             assert!(mp::active_children().is_empty());
-            let shown = format!("<Process name='SomeProcess' pid={pid} parent={me} stopped exitcode=0 daemon>");
+            let shown =
+                format!("<Process name='SomeProcess' pid={pid} parent={me} stopped exitcode=0 daemon>");
             assert_eq!(format!("{child:?}"), shown);
         }
     });
@@ -249,7 +251,8 @@ fn children_have_children() {
             // be vouched for, as it has no threads but this crate's.
             for vouched in [false, ctx.start_method() == mp::StartMethod::Fork] {
                 let meeting = Meeting::new();
-                let root = ctx.process(recurse, (meeting.address(), Vec::new(), vouched)).start().await.unwrap();
+                let root =
+                    ctx.process(recurse, (meeting.address(), Vec::new(), vouched)).start().await.unwrap();
                 for path in expected {
                     assert_eq!(meeting.word().await, path);
                 }
@@ -395,14 +398,17 @@ fn a_child_outlives_its_parent_and_knows_of_its_end() {
 fn every_end_is_told_as_it_was() {
     fn overflow(depth: u64) -> u64 {
         let frame = std::hint::black_box([depth; 64]);
-        if depth == u64::MAX { 0 } else { overflow(std::hint::black_box(depth + 1)) + std::hint::black_box(frame)[0] }
+        if depth == u64::MAX {
+            0
+        } else {
+            overflow(std::hint::black_box(depth + 1)) + std::hint::black_box(frame)[0]
+        }
     }
     run(async {
         no_core_dumps();
         for ctx in methods() {
-            let end = async |builder: mp::ProcessBuilder| {
-                builder.start().await.unwrap().join().await.unwrap()
-            };
+            let end =
+                async |builder: mp::ProcessBuilder| builder.start().await.unwrap().join().await.unwrap();
             let code = async |builder| end(builder).await.exit_code();
             assert_eq!(code(ctx.process(|| (), ())).await, 0);
             assert_eq!(code(ctx.process(|| ExitCode::from(7), ())).await, 7);
@@ -410,7 +416,17 @@ fn every_end_is_told_as_it_was() {
             assert_eq!(code(ctx.process(|| Ok::<(), String>(()), ())).await, 0);
             assert_eq!(code(ctx.process(|| Err::<(), _>(quiet("an error")), ())).await, 1);
             assert_eq!(code(ctx.process(|| async { Err::<(), _>(quiet("an error")) }, ())).await, 1);
-            assert_eq!(code(ctx.process(|| { quiet(""); panic!("on purpose") }, ())).await, 1);
+            assert_eq!(
+                code(ctx.process(
+                    || {
+                        quiet("");
+                        panic!("on purpose")
+                    },
+                    ()
+                ))
+                .await,
+                1
+            );
             assert_eq!(code(ctx.process(|| std::process::exit(3), ())).await, 3);
             assert_eq!(code(ctx.process(|| -> () { std::process::abort() }, ())).await, -6);
             assert_eq!(code(ctx.process(|| raise(Signal::SIGKILL).unwrap(), ())).await, -9);
@@ -478,9 +494,12 @@ fn the_reason_for_an_exit_becomes_a_code() {
             assert_eq!(code(ctx.process(|| -> () { mp::exit(()) }, ())).await, Some(0));
             assert_eq!(code(ctx.process(|| -> () { mp::exit(ExitCode::from(4)) }, ())).await, Some(4));
             assert_eq!(code(ctx.process(|| -> () { mp::exit(quiet("a text")) }, ())).await, Some(1));
-            assert_eq!(code(ctx.process(|| -> () { mp::exit(quiet(String::from("a text"))) }, ())).await, Some(1));
+            assert_eq!(
+                code(ctx.process(|| -> () { mp::exit(quiet(String::from("a text"))) }, ())).await,
+                Some(1)
+            );
             // From any thread, and from inside of a runtime.
-            let thread = || { std::thread::spawn(|| mp::exit(5)).join().unwrap() };
+            let thread = || std::thread::spawn(|| mp::exit(5)).join().unwrap();
             assert_eq!(code(ctx.process(thread, ())).await, Some(5));
             assert_eq!(code(ctx.process(|| async { mp::exit(6) }, ())).await, Some(6));
         }
@@ -514,7 +533,8 @@ fn a_value_runs_as_a_process() {
         for ctx in methods() {
             for (lines, code) in [(2, 0), (3, 1)] {
                 let value = Uppercase { address: meeting.address(), lines };
-                let child = mp::Process::from_run(value).context(ctx.clone()).daemon(true).start().await.unwrap();
+                let child =
+                    mp::Process::from_run(value).context(ctx.clone()).daemon(true).start().await.unwrap();
                 let mut caller = meeting.accept().await;
                 for (line, answer) in [("hello", "HELLO"), ("hello again", "HELLO AGAIN")] {
                     caller.say(line).await;
@@ -637,7 +657,8 @@ fn a_dropped_process_goes_on_and_is_reaped() {
 fn a_signal_does_not_end_a_join() {
     run(async {
         let meeting = Meeting::new();
-        let mut handled = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::user_defined1()).unwrap();
+        let mut handled =
+            tokio::signal::unix::signal(tokio::signal::unix::SignalKind::user_defined1()).unwrap();
         for ctx in methods() {
             let target = |address: String, parent: i32| {
                 let mut call = Call::to(&address);

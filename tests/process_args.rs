@@ -36,7 +36,8 @@ impl<'de> Deserialize<'de> for Unreadable {
 fn what_cannot_be_written_starts_nothing() {
     run(async {
         for ctx in methods() {
-            let error = ctx.process(|_: Unwritable, _: mp::Blob| (), (Unwritable, mp::Blob::new("kept").unwrap()));
+            let error =
+                ctx.process(|_: Unwritable, _: mp::Blob| (), (Unwritable, mp::Blob::new("kept").unwrap()));
             let error = error.start().await.unwrap_err();
             assert!(matches!(error, mp::Error::Encode(_)), "{error:?}");
             assert_eq!(error.to_string(), "cannot encode: not today");
@@ -56,11 +57,14 @@ fn what_cannot_be_read_is_the_childs_end() {
                 let null = std::fs::File::open("/dev/null").unwrap();
                 nix::unistd::dup2_stderr(null).unwrap();
             };
-            let child = ctx.process(target, (Unreadable, mp::Blob::new("lost").unwrap())).start().await.unwrap();
+            let child =
+                ctx.process(target, (Unreadable, mp::Blob::new("lost").unwrap())).start().await.unwrap();
             assert_eq!(child.join().await.unwrap().code(), Some(1));
 
             let error = ctx.spawn(|_: Unreadable| (), (Unreadable,)).await.unwrap().await.unwrap_err();
-            let mp::TaskError::NotStarted(mp::NotStarted::Arguments(why)) = &error else { panic!("{error:?}") };
+            let mp::TaskError::NotStarted(mp::NotStarted::Arguments(why)) = &error else {
+                panic!("{error:?}")
+            };
             assert!(why.contains("not tomorrow"), "{why}");
             assert_eq!(error.ran(), mp::Ran::No);
         }
@@ -93,8 +97,14 @@ fn zero_to_eight_arguments_sync_and_async() {
         for ctx in methods() {
             assert_eq!(ctx.spawn(|| 0, ()).await.unwrap().await.unwrap(), 0);
             let sum = |a: u8, b: u16, c: u32, d: u64, e: i8, f: i16, g: i32, h: i64| {
-                i128::from(a) + i128::from(b) + i128::from(c) + i128::from(d)
-                    + i128::from(e) + i128::from(f) + i128::from(g) + i128::from(h)
+                i128::from(a)
+                    + i128::from(b)
+                    + i128::from(c)
+                    + i128::from(d)
+                    + i128::from(e)
+                    + i128::from(f)
+                    + i128::from(g)
+                    + i128::from(h)
             };
             assert_eq!(ctx.spawn(sum, (1, 2, 3, 4, 5, 6, 7, 8)).await.unwrap().await.unwrap(), 36);
             let reversed = async |words: Vec<String>, times: Option<Option<u8>>| {
@@ -105,7 +115,10 @@ fn zero_to_eight_arguments_sync_and_async() {
             let (words, times) = ctx.spawn(reversed, (words, Some(None))).await.unwrap().await.unwrap();
             assert_eq!((words.concat().as_str(), times), ("ba", Some(None)));
             let map: BTreeMap<String, ()> = [("key".to_owned(), ())].into();
-            assert_eq!(ctx.spawn(|map: BTreeMap<String, ()>| map, (map.clone(),)).await.unwrap().await.unwrap(), map);
+            assert_eq!(
+                ctx.spawn(|map: BTreeMap<String, ()>| map, (map.clone(),)).await.unwrap().await.unwrap(),
+                map
+            );
         }
     });
 }
@@ -148,7 +161,8 @@ fn a_blob_travels_and_stays_sealed() {
         let bytes = pattern(16 << 20);
         let blob = mp::Blob::new(&bytes).unwrap();
         for ctx in methods() {
-            let (turned, returned, seals, same) = ctx.spawn(target, (blob.clone(),)).await.unwrap().await.unwrap();
+            let (turned, returned, seals, same) =
+                ctx.spawn(target, (blob.clone(),)).await.unwrap().await.unwrap();
             assert!(same);
             assert!(returned == blob && returned[..] == bytes[..]);
             assert!(turned[..turned.len() - 1] == bytes[1..] && turned.last() == bytes.first());
@@ -220,14 +234,17 @@ fn functions_are_values() {
         results
     }
     run(async {
-        let functions: [Unary; 3] = [mp::Func::new(square), mp::Func::new(cube), mp::Func::new(|x: u64| x + 1)];
+        let functions: [Unary; 3] =
+            [mp::Func::new(square), mp::Func::new(cube), mp::Func::new(|x: u64| x + 1)];
         assert_eq!(functions[0].name(), "process_args::square");
         assert_eq!(functions[1].name(), "process_args::arithmetic::cube");
         assert!(functions[2].name().contains("{{closure}}"), "{}", functions[2].name());
         assert!(functions[0] != functions[1] && functions[0] == mp::Func::new(square));
         for ctx in methods() {
             let results = ctx.spawn(apply, (functions.to_vec(), 3)).await.unwrap().await.unwrap();
-            for ((function, name, value), (expected, result)) in results.iter().zip(functions.iter().zip([9, 27, 4])) {
+            for ((function, name, value), (expected, result)) in
+                results.iter().zip(functions.iter().zip([9, 27, 4]))
+            {
                 assert_eq!((function, name.as_str(), *value), (expected, expected.name(), result));
                 assert_eq!(function.call((3,)).await.unwrap(), result);
             }
@@ -297,7 +314,10 @@ fn a_task_is_aborted_or_detached_by_its_handle() {
             }
             handle.abort();
             let error = handle.await.unwrap_err();
-            assert!(matches!(&error, mp::TaskError::WorkerDied(died) if died.exit.signal() == Some(9)), "{error:?}");
+            assert!(
+                matches!(&error, mp::TaskError::WorkerDied(died) if died.exit.signal() == Some(9)),
+                "{error:?}"
+            );
 
             let meeting = support::process::Meeting::new();
             let task = |address: String| support::process::Call::to(&address).hear();
@@ -370,7 +390,8 @@ fn waiting_for_a_future_in_async_code_is_a_panic() {
     support::process::run_sync(|| {
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(|_| {}));
-        let caught = std::panic::catch_unwind(|| runtime().block_on(async { mp::block_on(async {}) }).is_ok());
+        let caught =
+            std::panic::catch_unwind(|| runtime().block_on(async { mp::block_on(async {}) }).is_ok());
         std::panic::set_hook(hook);
         let message = *caught.unwrap_err().downcast::<&str>().unwrap();
         assert!(message.contains("within a runtime"), "{message}");
@@ -381,7 +402,8 @@ fn waiting_for_a_future_in_async_code_is_a_panic() {
             nix::sys::signal::SigSet::empty(),
         );
         // SAFETY: the default disposition runs no code.
-        let before = unsafe { nix::sys::signal::sigaction(nix::sys::signal::Signal::SIGINT, &default) }.unwrap();
+        let before =
+            unsafe { nix::sys::signal::sigaction(nix::sys::signal::Signal::SIGINT, &default) }.unwrap();
         assert!(matches!(before.handler(), nix::sys::signal::SigHandler::SigDfl));
     });
 }

@@ -31,7 +31,8 @@ fn any_number_of_tasks_join_on_any_runtimes() {
                     let join = |child: mp::Process| async move { child.join().await.unwrap().code() };
                     (0..50).map(|_| on.spawn(join(child.clone()))).collect::<Vec<_>>()
                 };
-                let (mut joined, elsewhere) = (joins(&tokio::runtime::Handle::current()), joins(there.handle()));
+                let (mut joined, elsewhere) =
+                    (joins(&tokio::runtime::Handle::current()), joins(there.handle()));
                 joined.extend(elsewhere);
                 let mut joining = Box::pin(child.join());
                 assert!(futures::poll!(&mut joining).is_pending());
@@ -111,7 +112,8 @@ fn without_any_runtime_a_process_can_be_asked_and_ended() {
 #[test]
 fn a_paused_clock_fires_no_deadline() {
     run_sync(|| {
-        let paused = tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
+        let paused =
+            tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         paused.block_on(async {
             let meeting = Meeting::new();
             for ctx in methods() {

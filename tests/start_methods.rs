@@ -88,7 +88,8 @@ fn a_method_has_a_name() {
 #[test]
 fn what_a_child_was_given_it_can_pass_on() {
     async fn child(address: String, blob: mp::Blob) -> ExitCode {
-        let grandchild = mp::Process::builder(grandchild, (address.clone(), blob.clone())).start().await.unwrap();
+        let grandchild =
+            mp::Process::builder(grandchild, (address.clone(), blob.clone())).start().await.unwrap();
         let ended = grandchild.join().await.unwrap();
         Call::to(&address).say(format_args!("child {}", blob.len()));
         ExitCode::from(ended.code().unwrap() as u8)
@@ -180,7 +181,8 @@ fn a_child_has_its_own_descriptors_only() {
                 // The socket to the parent, the parent's pidfd, and a daemon's lifeline.
                 let mut rest: Vec<_> = open[3..].iter().map(|link| link.split(':').next().unwrap()).collect();
                 rest.sort_unstable();
-                let expected = if daemon { &["anon_inode", "pipe", "socket"][..] } else { &["anon_inode", "socket"] };
+                let expected =
+                    if daemon { &["anon_inode", "pipe", "socket"][..] } else { &["anon_inode", "socket"] };
                 assert_eq!(rest, expected, "{ctx:?} daemon {daemon}: {open:?}");
             }
         }
@@ -209,7 +211,8 @@ impl Drop for Executable {
 /// The next child of the fork server comes from a new one.
 fn replace_fork_server() {
     if let Some(server) = support::process::fork_server() {
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(server), nix::sys::signal::Signal::SIGKILL).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(server), nix::sys::signal::Signal::SIGKILL)
+            .unwrap();
         support::process::eventually("the fork server ends", || !support::process::runs(server));
     }
 }
@@ -268,7 +271,8 @@ fn an_executable_that_is_none_of_ours_is_an_error() {
         for ctx in clean_methods() {
             let (missing, plain) = (dir.path().join("missing"), script("plain", "no program", 0o644));
             let text = script("text", "no program", 0o755);
-            let refused = [(missing, "No such file"), (plain, "Permission denied"), (text, "Exec format error")];
+            let refused =
+                [(missing, "No such file"), (plain, "Permission denied"), (text, "Exec format error")];
             for (path, why) in refused {
                 let (error, text) = start(&ctx, &path).await;
                 assert!(matches!(error, mp::StartError::Execute { .. }), "{error:?}");

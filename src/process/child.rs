@@ -22,8 +22,6 @@ pub(crate) struct Child {
     pub(crate) pid: i32,
     pub(crate) pidfd: Fd,
     pub(crate) control: Fd,
-    /// Whether it leads a process group of its own.
-    pub(crate) group: bool,
     /// The process that started it: no other may wait for it.
     owner: u64,
     end: Mutex<End>,
@@ -54,8 +52,8 @@ impl End {
 }
 
 impl Child {
-    pub(crate) fn new(pid: i32, pidfd: Fd, control: Fd, group: bool) -> Arc<Self> {
-        Arc::new(Self { pid, pidfd, control, group, owner: process_token(), end: Mutex::default() })
+    pub(crate) fn new(pid: i32, pidfd: Fd, control: Fd) -> Arc<Self> {
+        Arc::new(Self { pid, pidfd, control, owner: process_token(), end: Mutex::default() })
     }
 
     pub(crate) fn is_ours(&self) -> bool {
@@ -120,14 +118,13 @@ impl Child {
         kernel::pidfd_signal(self.pidfd(), signal)
     }
 
-    /// Kills it and, if it leads a group, all that is in it. The group is safe to name only while
-    /// the leader is not reaped: until then nobody else can have its number.
+    /// Kills it and, if it leads a process group, all that is in it. The group is safe to name only
+    /// while the leader is not reaped: until then nobody else can have its number, and a process
+    /// that leads none has none by its number.
     pub(crate) fn kill_tree(&self) {
         let end = lock(&self.end);
         if end.status.is_none() {
-            if self.group {
-                let _ = kernel::kill_group(self.pid, sys::signal::KILL);
-            }
+            let _ = kernel::kill_group(self.pid, sys::signal::KILL);
             let _ = self.signal(sys::signal::KILL);
         }
     }

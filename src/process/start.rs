@@ -120,7 +120,7 @@ impl Newborn {
     /// Takes hold of a child that was just made.
     fn born(pid: i32, control: Fd) -> Result<Self> {
         match sys::process::pidfd_open(pid) {
-            Ok(pidfd) => Ok(Self { expected: None, child: Some(Child::new(pid, pidfd, control, false)) }),
+            Ok(pidfd) => Ok(Self { expected: None, child: Some(Child::new(pid, pidfd, control)) }),
             // It has ended and somebody else has reaped it.
             Err(error) if error.raw_os_error() == Some(sys::process::ESRCH) => {
                 let unknown = ExitStatus::new(Exit::Unknown, false);
@@ -145,7 +145,7 @@ impl Newborn {
                 Ok(Some(letter)) => match letter.head {
                     Report::Born { pid, pidfd } => {
                         if let Some(control) = self.expected.take() {
-                            self.child = Some(Child::new(pid, pidfd.into_fd()?, control, false));
+                            self.child = Some(Child::new(pid, pidfd.into_fd()?, control));
                         }
                     }
                     Report::Ready { pid } => {
@@ -154,7 +154,7 @@ impl Newborn {
                         // waits for children, this one may have come and gone; then it did not.
                         if let Some(control) = self.expected.take() {
                             match sys::process::pidfd_open(pid) {
-                                Ok(pidfd) => self.child = Some(Child::new(pid, pidfd, control, false)),
+                                Ok(pidfd) => self.child = Some(Child::new(pid, pidfd, control)),
                                 Err(_) => self.expected = Some(control),
                             }
                         }

@@ -137,7 +137,7 @@ impl Ward {
             Self::Unborn(control) => loop {
                 match control::receive::<Report>(control.as_fd(), Mode::Try).map(|letter| letter.map(|l| l.head)) {
                     Ok(Some(Report::Born { pid, pidfd })) => {
-                        let child = Child::new(pid, pidfd.into_fd().ok()?, control.try_clone().ok()?, false);
+                        let child = Child::new(pid, pidfd.into_fd().ok()?, control.try_clone().ok()?);
                         child.kill_tree();
                         break Some(Some(child));
                     }

@@ -73,7 +73,8 @@ fn carrier(descriptors: &[BorrowedFd<'_>]) -> io::Result<Fd> {
 
 /// Receives one message. `Try` gives `WouldBlock` if none is there.
 pub(crate) fn receive(socket: BorrowedFd<'_>, mode: Mode) -> io::Result<Packet> {
-    let mut body = vec![0; INLINE + 1];
+    // Asked for first: most messages are small, and a newborn process pays for each page it touches.
+    let mut body = vec![0; socket::next_len(socket, mode)?.min(INLINE + 1)];
     let mut attachments = Vec::new();
     let len = receive_datagram(socket, &mut body, &mut attachments, mode)?;
     if len == 0 {

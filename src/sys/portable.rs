@@ -284,7 +284,7 @@ pub(crate) mod process {
     }
     pub(crate) fn at_exit(_: extern "C" fn()) {}
     pub(crate) fn flush_c_stdio() {}
-    pub(crate) fn threads() -> io::Result<Vec<i32>> {
+    pub(crate) fn thread_count() -> io::Result<u64> {
         unsupported()
     }
     pub(crate) fn set_title(_: &str) {}
@@ -327,6 +327,7 @@ pub(crate) mod signal {
     pub(crate) fn reset_signals() {}
     pub(crate) fn ignore_group_signals() {}
     pub(crate) fn ignore_interrupt() {}
+    pub(crate) fn default_interrupt() {}
     pub(crate) fn default_sigpipe_ignored() {}
 }
 
@@ -354,6 +355,9 @@ pub(crate) mod socket {
         unsupported()
     }
     pub(crate) fn send(_: BorrowedFd<'_>, _: &[IoSlice<'_>], _: &[BorrowedFd<'_>], _: Mode) -> io::Result<()> {
+        unsupported()
+    }
+    pub(crate) fn next_len(_: BorrowedFd<'_>, _: Mode) -> io::Result<usize> {
         unsupported()
     }
     pub(crate) fn recv(_: BorrowedFd<'_>, _: &mut [u8], _: &mut Vec<Fd>, _: Mode) -> io::Result<Received> {

@@ -1,7 +1,7 @@
 //! What the integration tests share: a watchdog, a check for leaks, contexts of each start method,
 //! and a notebook in which tasks write what they did.
 
-#![allow(dead_code, reason = "each test program uses its part")]
+#![allow(dead_code, unused_imports, reason = "each test program uses its part")]
 #![allow(unsafe_code, reason = "to fork among libtest's threads has to be vouched for")]
 
 pub(crate) mod process;
@@ -26,9 +26,9 @@ use tokio_multiprocess as mp;
 /// How long anything that is asynchronous but bound to happen may take on a busy machine.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// A context of each start method. libtest runs threads of its own, so `fork` is vouched for: what
-/// these tests run in a child takes no lock that another thread may hold.
+/// A context of each start method. libtest runs threads of its own, so `fork` is vouched for.
 pub(crate) fn methods() -> Vec<mp::Context> {
+    // SAFETY: what these tests run in a child takes no lock that another thread may hold.
     let fork = unsafe { mp::Context::fork_with_threads() };
     vec![mp::Context::new(mp::StartMethod::Spawn), mp::Context::new(mp::StartMethod::ForkServer), fork]
 }
@@ -137,7 +137,8 @@ impl Census {
 pub(crate) fn children() -> Vec<i32> {
     let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
     let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    let pids = lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>());
+    let pids =
+        lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>());
     pids.filter(|pid| process::Stat::of(*pid).is_none_or(|stat| stat.name != "ForkServer")).collect()
 }
 
@@ -241,7 +242,10 @@ pub(crate) fn run_each<F: Future<Output = ()>>(seconds: u64, test: impl Fn(mp::C
 
 /// Waits until something is so that is bound to be, and panics if it does not come.
 #[track_caller]
-pub(crate) fn eventually<'a>(what: &'a str, mut is_so: impl FnMut() -> bool + 'a) -> impl Future<Output = ()> + 'a {
+pub(crate) fn eventually<'a>(
+    what: &'a str,
+    mut is_so: impl FnMut() -> bool + 'a,
+) -> impl Future<Output = ()> + 'a {
     let caller = std::panic::Location::caller();
     async move {
         let begin = Instant::now();

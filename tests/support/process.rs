@@ -67,7 +67,8 @@ pub(crate) fn fork_server() -> Option<i32> {
     let me = std::process::id();
     let entries = std::fs::read_dir("/proc").unwrap().map(Result::unwrap);
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).find(|&pid| {
-        Stat::of(pid).is_some_and(|stat| stat.parent == me as i32 && stat.name == "ForkServer" && stat.state != 'Z')
+        Stat::of(pid)
+            .is_some_and(|stat| stat.parent == me as i32 && stat.name == "ForkServer" && stat.state != 'Z')
     })
 }
 

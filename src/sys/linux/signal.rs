@@ -44,6 +44,11 @@ pub(crate) fn ignore_interrupt() {
     set(Signal::SIGINT, SigHandler::Handler(do_nothing));
 }
 
+/// Lets `SIGINT` end this process again.
+pub(crate) fn default_interrupt() {
+    set(Signal::SIGINT, SigHandler::SigDfl);
+}
+
 /// Ignores `SIGPIPE` as Rust programs do, for a process in which Rust's start-up has not run.
 pub(crate) fn default_sigpipe_ignored() {
     set(Signal::SIGPIPE, SigHandler::SigIgn);
@@ -53,7 +58,7 @@ extern "C" fn do_nothing(_: c_int) {}
 
 fn set(signal: Signal, handler: SigHandler) {
     let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
-    // SAFETY: the only handler is `do_nothing`, which is async-signal-safe.
+    // SAFETY: the only handler of ours is `do_nothing`, which is async-signal-safe.
     unsafe { sigaction(signal, &action) }.expect("these signals can be caught and ignored");
 }
 

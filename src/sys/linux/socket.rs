@@ -90,6 +90,19 @@ pub(crate) fn send(
     }
 }
 
+/// The length of the next message, which stays where it is; 0 means that the peer is gone.
+pub(crate) fn next_len(fd: BorrowedFd, mode: Mode) -> io::Result<usize> {
+    let flags = mode.flags() | MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
+    loop {
+        match nix::sys::socket::recv(fd.as_raw_fd(), &mut [], flags) {
+            Ok(len) => return Ok(len),
+            // As in `recv`.
+            Err(Errno::EINTR | Errno::ECONNRESET) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// Room for the header and the descriptors of one message, aligned as the kernel wants it.
 // SAFETY: CMSG_SPACE only computes.
 const CONTROL_LEN: usize =

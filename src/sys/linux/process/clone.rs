@@ -7,7 +7,7 @@ use std::ptr::null_mut;
 use libc::{c_int, c_long, c_void};
 use nix::errno::Errno;
 
-use super::threads;
+use super::thread_count;
 
 /// Reads where the kernel clears this thread's id when it ends, which is where glibc keeps it.
 const PR_GET_TID_ADDRESS: c_int = 40;
@@ -35,7 +35,7 @@ pub(crate) fn clone_sibling() -> io::Result<Sibling> {
     if !cfg!(target_env = "gnu") {
         return Err(unsupported("sibling processes need glibc"));
     }
-    if threads()?.len() > 1 {
+    if thread_count()? > 1 {
         return Err(unsupported("only a single-threaded process can be cloned"));
     }
     let mut pidfd: RawFd = -1;
