@@ -29,12 +29,12 @@ pub(crate) fn reset_signals() {
     unblock_all();
 }
 
-/// Survives what a terminal or a supervisor sends to the whole group (`SIGINT`, `SIGTERM`,
-/// `SIGHUP`), so that the parent decides when this process ends.
+/// Survives what a terminal or a supervisor sends to the whole group (`SIGINT`, `SIGQUIT`,
+/// `SIGTERM`, `SIGHUP`), so that the parent decides when this process ends.
 ///
 /// A handler that does nothing, not `SIG_IGN`: programs started from here get the defaults back.
 pub(crate) fn ignore_group_signals() {
-    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
+    for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT] {
         set(signal, SigHandler::Handler(do_nothing));
     }
 }
@@ -113,6 +113,7 @@ mod tests {
             raise(Signal::SIGINT);
             raise(Signal::SIGTERM);
             raise(Signal::SIGHUP);
+            raise(Signal::SIGQUIT);
             raise(Signal::SIGUSR1);
         });
         assert!(matches!(
