@@ -44,9 +44,12 @@ pub(crate) fn from_hook(order: &str, run_entries_after: impl FnOnce()) {
 /// Needed, first thing in `main`, only without the feature `init-hook` or after
 /// [`require_freeze_support`].
 pub fn freeze_support() {
-    if let Some(order) = sys::init::order() {
-        enter(&order, || {});
+    let Some(order) = sys::init::order() else { return };
+    if sys::process::thread_count().is_ok_and(|threads| threads > 1) {
+        eprintln!("`freeze_support` must be the first thing in `main`, before any runtime or thread is started");
+        sys::process::exit_now(1);
     }
+    enter(&order, || {});
 }
 
 /// Has children of this process wait for [`freeze_support`] although the start-up hook is built
@@ -68,10 +71,10 @@ fn enter(order: &str, run_entries_after: impl FnOnce()) -> ! {
     // Before anything else: what this process starts must not take itself for this child.
     sys::env::unset_env(sys::init::VARIABLE.as_ref());
     set_phase(Phase::Bootstrapping);
+    // Somebody may have set the variable by hand: then there is nobody to tell.
     let control = match sys::fd::from_raw_checked(CONTROL) {
-        Ok(control) => control,
-        // Nobody to tell: somebody set the variable by hand.
-        Err(_) => sys::process::exit_now(1),
+        Ok(control) if sys::socket::is_seqpacket(CONTROL) => control,
+        _ => sys::process::exit_now(1),
     };
     // Libraries in the parent may have opened descriptors without the close-on-exec flag.
     sys::fd::close_from(CONTROL + 1);
@@ -265,10 +268,11 @@ pub fn block_on<F: Future>(future: F) -> Result<F::Output> {
         tokio::select! {
             biased;
             output = future => Ok(output),
-            signal = crate::process::reactor::readable(interrupt.descriptor()) => Err(match signal {
-                Ok(()) => Error::Interrupted,
-                Err(error) => error.into(),
-            }),
+            signal = crate::process::reactor::readable(interrupt.descriptor()) => {
+                interrupt.take();
+                signal?;
+                Err(Error::Interrupted)
+            }
         }
     })
 }

@@ -69,7 +69,7 @@ pub(crate) struct Surroundings {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
     /// From the fork server: this is the child's id and pidfd.
-    Born { pid: i32, pidfd: Handle },
+    Born { pid: i32, pidfd: Option<Handle> },
     /// The target is about to run. The id is told once more, as the fork server may have died
     /// before it could.
     Ready { pid: i32 },

@@ -50,9 +50,6 @@ pub enum Error {
     /// A value could not be written for another process. Nothing was sent.
     #[error("cannot encode: {0}")]
     Encode(#[source] CodecError),
-    /// What came from another process does not fit the type asked for.
-    #[error("cannot decode: {0}")]
-    Decode(#[source] CodecError),
     /// An argument outside of what the function takes.
     #[error("{0}")]
     InvalidArgument(String),
@@ -201,9 +198,6 @@ pub enum NotStarted {
     /// No worker could be started, or each failed in its initializer.
     #[error("no worker could be started: {0}")]
     NoWorker(String),
-    /// The pool's limit of waiting tasks is reached.
-    #[error("the pool has {0} tasks waiting, its limit")]
-    Full(usize),
 }
 
 /// Why a task gave no value.
@@ -296,7 +290,7 @@ impl fmt::Display for RemotePanic {
     }
 }
 
-/// An error that a task returned: its message and the chain of its sources, as text.
+/// An error that a task returned: its message and the chain of its sources (the first 32), as text.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RemoteError {
     message: String,
@@ -307,11 +301,14 @@ pub struct RemoteError {
 impl RemoteError {
     /// Writes an error down, with its sources.
     pub fn new<E: StdError + ?Sized>(error: &E) -> Self {
-        Self {
-            message: error.to_string(),
-            kind: std::any::type_name::<E>().to_owned(),
-            source: error.source().map(|source| Box::new(Self::new(source))),
-        }
+        /// A chain may be a circle, and a message must not nest without end.
+        const SOURCES: usize = 32;
+        let sources = std::iter::successors(error.source(), |&error| error.source()).take(SOURCES);
+        let texts: Vec<String> = sources.map(ToString::to_string).collect();
+        let source = texts.into_iter().rev().fold(None, |source, message| {
+            Some(Box::new(Self { message, source, kind: "dyn Error".to_owned() }))
+        });
+        Self { message: error.to_string(), kind: std::any::type_name::<E>().to_owned(), source }
     }
 
     /// The Rust type of the error where it was returned; `dyn Error` for boxed ones.

@@ -63,7 +63,7 @@ const PATIENCE: Duration = Duration::from_millis(5);
 async fn ask_in_turn(theirs: BorrowedFd<'_>) -> Result<bool> {
     loop {
         match ask(theirs) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => crate::process::reactor::sleep(PATIENCE).await?,
+            Err(error) if socket::is_full(&error) => crate::process::reactor::sleep(PATIENCE).await?,
             asked => return Ok(asked?),
         }
     }
@@ -76,8 +76,8 @@ fn ask(theirs: BorrowedFd<'_>) -> io::Result<bool> {
     if running.process.exit_code().is_none() {
         match socket::send(running.requests.as_fd(), &[IoSlice::new(b"c")], &[theirs], Mode::Try) {
             Ok(()) => return Ok(true),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(error),
-            Err(_) => {}
+            Err(error) if socket::is_gone(&error) => {}
+            Err(error) => return Err(error),
         }
         let _ = running.process.kill();
     }
@@ -166,7 +166,7 @@ fn make_child(control: Fd, servers: &[RawFd]) {
             sys::signal::default_interrupt();
             bootstrap::run(control, false)
         }
-        Ok(Sibling::Parent { pid, pidfd }) => Report::Born { pid, pidfd: Handle::new(pidfd) },
+        Ok(Sibling::Parent { pid, pidfd }) => Report::Born { pid, pidfd: Some(Handle::new(pidfd)) },
         Err(error) => Report::Refused(format!("the fork server cannot fork: {error}")),
     };
     // If nobody reads it, the start was given up: then whoever reads the socket sees to the child.

@@ -1,99 +1,13 @@
-//! What every process has one of, and what runs when it ends or forks.
+//! What runs when a process forks or ends, and how this crate takes its locks.
 
-use std::collections::BTreeMap;
-use std::fmt;
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::sys::per_process::{PerProcess, process_token};
+pub use crate::process::Finalize;
 
 /// Locks, whatever happened to an earlier holder: the data under this crate's locks is valid
 /// between any two statements.
 pub(crate) fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-type Action = Box<dyn FnOnce() + Send>;
-
-#[derive(Default)]
-struct Finalizers {
-    next: u64,
-    /// By falling priority, then the youngest first.
-    pending: BTreeMap<(std::cmp::Reverse<i32>, std::cmp::Reverse<u64>), Action>,
-}
-
-static FINALIZERS: PerProcess<Mutex<Finalizers>> = PerProcess::new(Mutex::default);
-
-/// An action that runs once: when it is called, or when the process ends.
-///
-/// At the end, finalizers run by falling priority, the youngest of equals first. Those of a
-/// parent do not run in its children. Dropping this value leaves the action in place.
-///
-/// ```
-/// use std::sync::atomic::{AtomicBool, Ordering};
-/// static DONE: AtomicBool = AtomicBool::new(false);
-///
-/// let finalizer = tokio_multiprocess::util::Finalize::new(10, || DONE.store(true, Ordering::SeqCst));
-/// assert!(finalizer.call());
-/// assert!(DONE.load(Ordering::SeqCst) && !finalizer.call());
-/// ```
-pub struct Finalize {
-    key: (std::cmp::Reverse<i32>, std::cmp::Reverse<u64>),
-    owner: u64,
-}
-
-impl Finalize {
-    /// Registers `action` for the end of this process.
-    pub fn new(priority: i32, action: impl FnOnce() + Send + 'static) -> Self {
-        install_exit_hook();
-        let mut finalizers = lock(FINALIZERS.get());
-        finalizers.next += 1;
-        let key = (std::cmp::Reverse(priority), std::cmp::Reverse(finalizers.next));
-        finalizers.pending.insert(key, Box::new(action));
-        Self { key, owner: process_token() }
-    }
-
-    /// Runs the action now, if it has not run; says whether it did.
-    pub fn call(&self) -> bool {
-        let action = self.take();
-        let found = action.is_some();
-        if let Some(action) = action {
-            action();
-        }
-        found
-    }
-
-    /// Forgets the action; says whether it was still pending.
-    pub fn cancel(&self) -> bool {
-        self.take().is_some()
-    }
-
-    /// Whether the action has neither run nor been cancelled.
-    pub fn still_active(&self) -> bool {
-        self.owner == process_token() && lock(FINALIZERS.get()).pending.contains_key(&self.key)
-    }
-
-    fn take(&self) -> Option<Action> {
-        if self.owner != process_token() {
-            return None;
-        }
-        lock(FINALIZERS.get()).pending.remove(&self.key)
-    }
-}
-
-impl fmt::Debug for Finalize {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Finalize").field("priority", &self.key.0.0).field("active", &self.still_active()).finish()
-    }
-}
-
-/// Runs what is registered, also what is registered meanwhile. A panic ends one action only.
-pub(crate) fn run_finalizers() {
-    loop {
-        // The lock must not be held while an action runs: it may register or cancel others.
-        let next = lock(FINALIZERS.get()).pending.pop_first();
-        let Some((_, action)) = next else { break };
-        let _ = std::panic::catch_unwind(std::panic::AssertUnwindSafe(action));
-    }
 }
 
 type AfterFork = Box<dyn Fn() + Send + Sync>;
@@ -118,41 +32,5 @@ pub(crate) fn run_after_fork() {
     let actions = lock(&AFTER_FORK).clone();
     for action in actions {
         action();
-    }
-}
-
-/// Has the exit path run when this process ends by `exit` or by returning from `main`.
-pub(crate) fn install_exit_hook() {
-    static INSTALLED: PerProcess<OnceLock<()>> = PerProcess::new(OnceLock::new);
-    extern "C" fn at_exit() {
-        // The thread that exits has lost its thread-locals by now, which finalizers, Tokio and the
-        // decoding of last words may need: so this is another thread's work. Without one it is
-        // left to what the kernel does for daemons.
-        if let Ok(thread) = std::thread::Builder::new().name("mp-exit".to_owned()).spawn(crate::process::exit_path) {
-            let _ = thread.join();
-        }
-    }
-    INSTALLED.get().get_or_init(|| crate::sys::process::at_exit(at_exit));
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::sync::Arc;
-
-    #[test]
-    fn finalizers_run_by_priority_then_youngest_first() {
-        let order = Arc::new(Mutex::new(Vec::new()));
-        let note = |n: i32| {
-            let order = order.clone();
-            move || lock(&order).push(n)
-        };
-        let cancelled = Finalize::new(7, note(0));
-        let _kept: Vec<_> = [(1, 4), (5, 2), (5, 1), (-1, 5), (1, 3)]
-            .map(|(priority, n)| Finalize::new(priority, note(n)))
-            .into();
-        assert!(cancelled.cancel() && !cancelled.call() && !cancelled.still_active());
-        run_finalizers();
-        assert_eq!(*lock(&order), [1, 2, 3, 4, 5]);
     }
 }

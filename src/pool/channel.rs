@@ -269,9 +269,8 @@ impl WorkerEnd {
             }
             self.worker.awake();
         }
-        if !more && self.tasks.is_empty() {
-            self.ring();
-        } else if self.parent.seems_asleep() && sys::fd::monotonic_ns() - self.rung_at >= RING_EVERY {
+        let idle = !more && self.tasks.is_empty();
+        if idle || self.parent.seems_asleep() && sys::fd::monotonic_ns() - self.rung_at >= RING_EVERY {
             self.ring();
         }
         Ok(())

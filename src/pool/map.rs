@@ -66,7 +66,7 @@ impl<R> Progress<R> {
         let values = std::mem::take(&mut self.values);
         Some(match self.error.take() {
             Some((_, error)) => Err(error),
-            None => Ok(values.into_iter().filter_map(|value| value).collect()),
+            None => Ok(values.into_iter().flatten().collect()),
         })
     }
 }
@@ -188,7 +188,7 @@ pub struct Map<R: Message> {
 
 enum State<R: Message> {
     Idle(Box<Idle<R>>),
-    Running { driver: Driver<R>, owner: Owner, kill_on_drop: bool },
+    Running { driver: Box<Driver<R>>, owner: Owner, kill_on_drop: bool },
     Moved,
 }
 
@@ -283,7 +283,7 @@ impl<R: Message> Idle<R> {
                 None
             }
         };
-        let driver = Driver { job, feeder };
+        let driver = Box::new(Driver { job, feeder });
         State::Running { driver, owner: self.owner, kill_on_drop }
     }
 }

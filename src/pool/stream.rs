@@ -106,7 +106,7 @@ impl<R: Message> Unpin for MapStream<R> {}
 
 enum State<R: Message> {
     Idle(Box<Idle<R>>),
-    Running(Running<R>),
+    Running(Box<Running<R>>),
     Over,
 }
 
@@ -185,7 +185,7 @@ impl<R: Message> Idle<R> {
             Ok(feeder) => (Some(feeder), None),
             Err(why) => (None, Some((0, Some(TaskError::NotStarted(why))))),
         };
-        State::Running(Running { job, owner: owner.clone(), kill_on_drop: self.options.kill_on_drop, feeder, end })
+        State::Running(Box::new(Running { job, owner: owner.clone(), kill_on_drop: self.options.kill_on_drop, feeder, end }))
     }
 }
 

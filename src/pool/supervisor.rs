@@ -45,7 +45,7 @@ struct Watched {
 }
 
 enum Event {
-    Started(WorkerId, Result<Born>),
+    Started(WorkerId, Result<Box<Born>>),
     Exited(WorkerId),
 }
 
@@ -119,7 +119,7 @@ impl Supervisor {
 
     /// Has each worker ring for its next reply; false if one has published something already.
     fn fall_asleep(&self) -> bool {
-        self.workers.iter().fold(true, |empty, worker| worker.replies.sleep() && empty)
+        self.workers.iter().all(|worker| worker.replies.sleep())
     }
 
     async fn wait(&mut self) {
@@ -197,7 +197,8 @@ impl Supervisor {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Started(id, Ok(Born { lane, replies, stderr })) => {
+            Event::Started(id, Ok(born)) => {
+                let Born { lane, replies, stderr } = *born;
                 let process = lane.process.clone();
                 let watched = process.clone();
                 self.events.push(Box::pin(async move {
@@ -314,7 +315,7 @@ impl Drop for Handed {
 }
 
 impl Recipe {
-    async fn start(&self, ring: &Arc<Fd>, number: u64) -> Result<Born> {
+    async fn start(&self, ring: &Arc<Fd>, number: u64) -> Result<Box<Born>> {
         let (mut link, replies, mut setup) = channel(ring)?;
         if let Some((spec, args)) = &self.initializer {
             setup.initializer = true;
@@ -333,7 +334,7 @@ impl Recipe {
             .stderr_to(theirs)
             .start()
             .await?;
-        Ok(Born { lane: Attached { link, process }, replies, stderr })
+        Ok(Box::new(Born { lane: Attached { link, process }, replies, stderr }))
     }
 }
 

@@ -21,7 +21,7 @@ use crate::util::lock;
 pub(crate) struct Child {
     pub(crate) pid: i32,
     pub(crate) pidfd: Fd,
-    pub(crate) control: Fd,
+    pub(crate) control: Arc<Fd>,
     /// The process that started it: no other may wait for it.
     owner: u64,
     end: Mutex<End>,
@@ -52,8 +52,41 @@ impl End {
 }
 
 impl Child {
-    pub(crate) fn new(pid: i32, pidfd: Fd, control: Fd) -> Arc<Self> {
+    pub(crate) fn new(pid: i32, pidfd: Fd, control: Arc<Fd>) -> Arc<Self> {
         Arc::new(Self { pid, pidfd, control, owner: process_token(), end: Mutex::default() })
+    }
+
+    /// The child that a report tells of: the fork server does at its birth, and the child itself
+    /// does when it is ready, in case the server died in between.
+    ///
+    /// # Errors
+    /// When no descriptor is left: the child is dead and gone then.
+    pub(crate) fn announced(report: &mut Report, control: &Arc<Fd>) -> io::Result<Option<Arc<Self>>> {
+        match report {
+            Report::Born { pid, pidfd } => {
+                let pidfd = pidfd.take().ok_or(io::ErrorKind::InvalidData)?.into_fd()?;
+                Ok(Some(Self::new(*pid, pidfd, control.clone())))
+            }
+            Report::Ready { pid } => Self::born(*pid, control.clone()).map(Some),
+            _ => Ok(None),
+        }
+    }
+
+    /// Takes hold of a child of this process by its id.
+    ///
+    /// # Errors
+    /// `ESRCH` if it has ended and somebody else has reaped it; with any other it is killed and
+    /// reaped here, as nobody could later.
+    pub(crate) fn born(pid: i32, control: Arc<Fd>) -> io::Result<Arc<Self>> {
+        match kernel::pidfd_open(pid) {
+            Ok(pidfd) => Ok(Self::new(pid, pidfd, control)),
+            Err(error) => {
+                if error.raw_os_error() != Some(kernel::ESRCH) {
+                    kernel::kill_and_wait(pid);
+                }
+                Err(error)
+            }
+        }
     }
 
     pub(crate) fn is_ours(&self) -> bool {
@@ -87,17 +120,29 @@ impl Child {
             match control::receive::<Report>(self.control.as_fd(), Mode::Try) {
                 Ok(Some(letter)) => end.note(letter),
                 Ok(None) => return true,
-                Err(error) => return error.kind() != io::ErrorKind::WouldBlock,
+                // The kernel gives nothing, now or ever.
+                Err(error) if error.raw_os_error().is_some() || error.kind() == io::ErrorKind::WouldBlock => {
+                    return error.kind() != io::ErrorKind::WouldBlock;
+                }
+                // A message was taken that cannot be read: an answer, if there is to be one.
+                Err(error) => {
+                    let why = serde::de::Error::custom(error);
+                    end.answer.get_or_insert(Err(TaskError::Undecodable(why)));
+                }
             }
         }
     }
 
     /// How it ended, if it has. The first call after its end reaps it.
     pub(crate) fn status(&self) -> Option<ExitStatus> {
+        // First: in a copy of this process the lock may be taken for ever.
+        if !self.is_ours() {
+            return None;
+        }
         if let Some(status) = lock(&self.end).status {
             return Some(status);
         }
-        if !self.is_ours() || !kernel::peek_exited(self.pidfd()) {
+        if !kernel::peek_exited(self.pidfd()) {
             return None;
         }
         let mut end = lock(&self.end);
@@ -122,6 +167,9 @@ impl Child {
     /// while the leader is not reaped: until then nobody else can have its number, and a process
     /// that leads none has none by its number.
     pub(crate) fn kill_tree(&self) {
+        if !self.is_ours() {
+            return;
+        }
         let end = lock(&self.end);
         if end.status.is_none() {
             let _ = kernel::kill_group(self.pid, sys::signal::KILL);

@@ -3,27 +3,69 @@
 use std::fmt;
 use std::io::Write;
 use crate::sys::AsFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, Once, PoisonError};
 use std::time::Duration;
 
+use super::finalize::run_finalizers;
 use super::table;
 use crate::control::{self, Report};
 use crate::sys::per_process::PerProcess;
 use crate::sys::socket::Mode;
 use crate::sys::{self, Fd};
-use crate::util;
+use crate::util::lock;
 
 /// How long a daemon has after SIGTERM.
 const GRACE: Duration = Duration::from_secs(1);
 
-/// Runs once in a process: finalizers by priority, children that are not daemons joined, daemons
-/// ended, stdio flushed.
-pub(crate) fn exit_path() {
-    static BEGUN: PerProcess<AtomicBool> = PerProcess::new(|| AtomicBool::new(false));
-    if BEGUN.get().swap(true, Ordering::SeqCst) {
+/// How far the exit path is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Path {
+    NotBegun,
+    /// By this thread.
+    Begun(i32),
+    Done,
+}
+
+/// Runs once in a process, on behalf of the thread `by`: finalizers by priority, children that are
+/// not daemons joined, daemons ended. Another thread that wants to exit meanwhile waits for it;
+/// the same one, out of a finalizer, does not.
+fn exit_path(by: i32) {
+    static PATH: PerProcess<(Mutex<Path>, Condvar)> =
+        PerProcess::new(|| (Mutex::new(Path::NotBegun), Condvar::new()));
+    let (path, done) = PATH.get();
+    let mut now = lock(path);
+    while matches!(*now, Path::Begun(other) if other != by) {
+        now = done.wait(now).unwrap_or_else(PoisonError::into_inner);
+    }
+    if *now != Path::NotBegun {
         return;
     }
-    util::run_finalizers();
+    *now = Path::Begun(by);
+    drop(now);
+    run_exit_path();
+    *lock(path) = Path::Done;
+    done.notify_all();
+}
+
+/// Has the exit path run when this process ends by `exit` or by returning from `main`.
+pub(crate) fn install_hook() {
+    static INSTALLED: PerProcess<Once> = PerProcess::new(Once::new);
+    extern "C" fn at_exit() {
+        let by = sys::process::gettid();
+        // The thread that exits has lost its thread-locals by now, which finalizers, Tokio and the
+        // decoding of last words may need: so this is another thread's work. Without one it is
+        // left to what the kernel does for daemons. Stdio is not flushed there: std has done so,
+        // and the thread that waits here may hold its locks.
+        let path = std::thread::Builder::new().name("mp-exit".to_owned()).spawn(move || exit_path(by));
+        if let Ok(thread) = path {
+            let _ = thread.join();
+        }
+    }
+    INSTALLED.get().call_once(|| sys::process::at_exit(at_exit));
+}
+
+fn run_exit_path() {
+    run_finalizers();
     let (daemons, others): (Vec<_>, Vec<_>) = table::alive().into_iter().partition(|entry| entry.about.daemon);
     for entry in &others {
         wait(entry, None);
@@ -38,7 +80,6 @@ pub(crate) fn exit_path() {
             wait(entry, None);
         }
     }
-    flush();
 }
 
 /// Waits without any runtime: there may be none any more. False if the time ran out.
@@ -80,11 +121,12 @@ pub(crate) fn control() -> Option<&'static Fd> {
 
 /// Ends this process by way of the exit path.
 pub(crate) fn leave(code: i32) -> ! {
-    exit_path();
+    exit_path(sys::process::gettid());
     match LEAVING.get().get() {
         Some(leaving) => {
             // For a parent that cannot ask the kernel. It may be gone, or not reading: no matter.
             let _ = control::send(leaving.control.as_fd(), &Report::Exiting(code), &[], Vec::new(), Mode::Try);
+            flush();
             if leaving.run_handlers {
                 sys::process::exit_with_handlers(code)
             }

@@ -1,6 +1,7 @@
 //! The start of a child: an order, a birth, a handshake, each against a deadline.
 
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use crate::sys::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
@@ -84,7 +85,7 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
             };
             // Not before: where nobody waits for children, one without an order is all that cannot
             // have come and gone before its pidfd was opened.
-            give_order(newborn.control()?)?;
+            give_order(newborn.control.as_fd())?;
             if let Some(child) = newborn.handshake().await? {
                 return Ok(child);
             }
@@ -107,32 +108,26 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
 
 /// A child that nobody but its start knows of: dropped, it is killed and reaped.
 struct Newborn {
-    /// Until it is born, if that is the fork server's doing: its id will come on this socket.
-    expected: Option<Fd>,
+    control: Arc<Fd>,
+    /// `None` until the fork server's child has told its id.
     child: Option<Arc<Child>>,
+    handed_over: bool,
 }
 
 impl Newborn {
     fn expected(control: Fd) -> Self {
-        Self { expected: Some(control), child: None }
+        Self { control: Arc::new(control), child: None, handed_over: false }
     }
 
     /// Takes hold of a child that was just made.
     fn born(pid: i32, control: Fd) -> Result<Self> {
-        match sys::process::pidfd_open(pid) {
-            Ok(pidfd) => Ok(Self { expected: None, child: Some(Child::new(pid, pidfd, control)) }),
+        let control = Arc::new(control);
+        match Child::born(pid, control.clone()) {
+            Ok(child) => Ok(Self { control, child: Some(child), handed_over: false }),
             // It has ended and somebody else has reaped it.
-            Err(error) if error.raw_os_error() == Some(sys::process::ESRCH) => {
-                let unknown = ExitStatus::new(Exit::Unknown, false);
-                Err(StartError::Exited(unknown).into())
-            }
+            Err(error) if error.raw_os_error() == Some(sys::process::ESRCH) => Err(exited_unseen().into()),
             Err(error) => Err(error.into()),
         }
-    }
-
-    fn control(&self) -> io::Result<BorrowedFd<'_>> {
-        let born = self.child.as_ref().map(|child| child.control.as_fd());
-        born.or_else(|| self.expected.as_ref().map(Fd::as_fd)).ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
     /// Waits until it says that its target is about to run; `None` if the fork server died before
@@ -141,56 +136,53 @@ impl Newborn {
         let mut early = Vec::new();
         let mut ready = false;
         loop {
-            match control::receive::<Report>(self.control()?, Mode::Try) {
-                Ok(Some(letter)) => match letter.head {
-                    Report::Born { pid, pidfd } => {
-                        if let Some(control) = self.expected.take() {
-                            self.child = Some(Child::new(pid, pidfd.into_fd()?, control));
-                        }
+            match control::receive::<Report>(self.control.as_fd(), Mode::Try) {
+                Ok(Some(mut letter)) => {
+                    if self.child.is_none() {
+                        // Where nobody waits for children this one may have come and gone.
+                        self.child = Child::announced(&mut letter.head, &self.control).unwrap_or(None);
                     }
-                    Report::Ready { pid } => {
-                        ready = true;
-                        // The server may have died before it could tell of the birth. Where nobody
-                        // waits for children, this one may have come and gone; then it did not.
-                        if let Some(control) = self.expected.take() {
-                            match sys::process::pidfd_open(pid) {
-                                Ok(pidfd) => self.child = Some(Child::new(pid, pidfd, control)),
-                                Err(_) => self.expected = Some(control),
-                            }
-                        }
+                    match letter.head {
+                        Report::Born { .. } => {}
+                        Report::Ready { .. } => ready = true,
+                        Report::Refused(why) => return Err(StartError::Refused(why).into()),
+                        _ => early.push(letter),
                     }
-                    Report::Refused(why) => return Err(StartError::Refused(why).into()),
-                    _ => early.push(letter),
-                },
-                Ok(None) if ready && self.child.is_none() => {
-                    return Err(StartError::Exited(ExitStatus::new(Exit::Unknown, false)).into());
                 }
+                Ok(None) if ready && self.child.is_none() => return Err(exited_unseen().into()),
                 Ok(None) => {
                     let Some(child) = &self.child else { return Ok(None) };
                     // A foreign program may close the socket and live on.
                     reactor::readable(child.pidfd()).await?;
-                    let status = child.status().unwrap_or(ExitStatus::new(Exit::Unknown, false));
-                    return Err(StartError::Exited(status).into());
+                    return Err(child.status().map_or_else(exited_unseen, StartError::Exited).into());
                 }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => reactor::readable(self.control()?).await?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    reactor::readable(self.control.as_fd()).await?;
+                }
                 Err(error) => return Err(error.into()),
             }
             if ready && let Some(child) = self.child.take() {
                 early.into_iter().for_each(|letter| child.note(letter));
+                self.handed_over = true;
                 return Ok(Some(child));
             }
         }
     }
 }
 
+fn exited_unseen() -> StartError {
+    StartError::Exited(ExitStatus::new(Exit::Unknown, false))
+}
+
 impl Drop for Newborn {
     fn drop(&mut self) {
-        if let Some(child) = self.child.take() {
-            child.kill_tree();
-            table::adopt(child);
-        }
-        if let Some(control) = self.expected.take() {
-            table::adopt_unborn(control);
+        match self.child.take() {
+            Some(child) => {
+                child.kill_tree();
+                table::adopt(child);
+            }
+            None if self.handed_over => {}
+            None => table::adopt_unborn(self.control.clone()),
         }
     }
 }
@@ -222,7 +214,10 @@ async fn off_thread<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static)
         let mut starter = lock(STARTER.get());
         if starter.is_none() {
             let (sender, jobs) = mpsc::channel::<Job>();
-            sys::threads::spawn("mp-starter", move || jobs.into_iter().for_each(|job| job()))?;
+            sys::threads::spawn("mp-starter", move || {
+                // A panic is the job's own; its waiter sees that no result comes.
+                jobs.into_iter().for_each(|job| drop(catch_unwind(AssertUnwindSafe(job))));
+            })?;
             *starter = Some(sender);
         }
         let sender = starter.as_ref().ok_or(Error::Closed("the starter"))?;

@@ -25,7 +25,7 @@ pub(crate) struct Entry {
 static TABLE: PerProcess<Mutex<Vec<Entry>>> = PerProcess::new(Mutex::default);
 
 pub(crate) fn enter(process: &Process) {
-    crate::util::install_exit_hook();
+    super::exit::install_hook();
     let Process { child, about, last, closed } = process.clone();
     lock(TABLE.get()).push(Entry { child, about, last: Arc::downgrade(&last), closed });
 }
@@ -60,7 +60,7 @@ enum Ward {
     Child(Arc<Child>),
     /// Asked of the fork server by somebody who gave up before it was born: its end of the
     /// control socket, on which its id may still come.
-    Unborn(Fd),
+    Unborn(Arc<Fd>),
 }
 
 struct Reaper {
@@ -85,7 +85,7 @@ pub(crate) fn adopt(child: Arc<Child>) {
 }
 
 /// Sees to it that a child which is not wanted any more dies as soon as it is known.
-pub(crate) fn adopt_unborn(control: Fd) {
+pub(crate) fn adopt_unborn(control: Arc<Fd>) {
     look_after(Ward::Unborn(control));
 }
 
@@ -135,15 +135,18 @@ impl Ward {
                 Some(None)
             }
             Self::Unborn(control) => loop {
-                match control::receive::<Report>(control.as_fd(), Mode::Try).map(|letter| letter.map(|l| l.head)) {
-                    Ok(Some(Report::Born { pid, pidfd })) => {
-                        let child = Child::new(pid, pidfd.into_fd().ok()?, control.try_clone().ok()?);
+                let mut report = match control::receive::<Report>(control.as_fd(), Mode::Try) {
+                    Ok(Some(letter)) => letter.head,
+                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break None,
+                    Ok(None) | Err(_) => break Some(None),
+                };
+                match Child::announced(&mut report, control) {
+                    Ok(None) => {}
+                    Ok(Some(child)) => {
                         child.kill_tree();
                         break Some(Some(child));
                     }
-                    Ok(Some(_)) => {}
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => break None,
-                    Ok(None) | Err(_) => break Some(None),
+                    Err(_) => break Some(None),
                 }
             },
         }

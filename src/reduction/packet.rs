@@ -105,5 +105,8 @@ fn receive_datagram(socket: BorrowedFd<'_>, buf: &mut [u8], fds: &mut Vec<Fd>, m
     if received.fds_truncated {
         return Err(io::Error::other("descriptors were lost: this process is at its limit"));
     }
+    if received.truncated {
+        return Err(io::Error::other("a message was cut short"));
+    }
     Ok(received.len)
 }

@@ -54,6 +54,7 @@ pub(crate) struct Layout {
     /// The producer's word: how many bytes it has published, ever.
     pub(crate) tail: usize,
     pub(crate) data: usize,
+    /// A power of two.
     pub(crate) capacity: usize,
 }
 
@@ -98,7 +99,9 @@ impl<M: Memory> Producer<M> {
         for part in std::iter::once(&length.to_le_bytes()[..]).chain(parts.iter().copied()) {
             let (first, second) = split(self.layout, at, part.len());
             self.memory.copy_in(first.0, &part[..first.1]);
-            self.memory.copy_in(second.0, &part[first.1..]);
+            if second.1 > 0 {
+                self.memory.copy_in(second.0, &part[first.1..]);
+            }
             at = at.wrapping_add(part.len() as u64);
         }
         self.tail = at;
@@ -166,8 +169,10 @@ impl<M: Memory> Consumer<M> {
 }
 
 /// The pieces, as place and length, in which `len` bytes from a position on lie.
+#[inline]
 fn split(layout: Layout, position: u64, len: usize) -> ((usize, usize), (usize, usize)) {
-    let start = (position % layout.capacity as u64) as usize;
+    debug_assert!(layout.capacity.is_power_of_two());
+    let start = position as usize & (layout.capacity - 1);
     let first = len.min(layout.capacity - start);
     ((layout.data + start, first), (layout.data, len - first))
 }

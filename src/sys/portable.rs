@@ -85,6 +85,18 @@ pub(crate) mod fd {
         unsupported()
     }
     pub(crate) fn ring(_: BorrowedFd<'_>) {}
+    pub(crate) fn wait_ring(_: BorrowedFd<'_>) -> io::Result<()> {
+        unsupported()
+    }
+    pub(crate) fn monotonic_ns() -> u64 {
+        use std::sync::OnceLock;
+        use std::time::Instant;
+        static START: OnceLock<Instant> = OnceLock::new();
+        START.get_or_init(Instant::now).elapsed().as_nanos() as u64
+    }
+    pub(crate) fn set_nonblocking(_: BorrowedFd<'_>, _: bool) -> io::Result<()> {
+        unsupported()
+    }
     pub(crate) fn timerfd() -> io::Result<Fd> {
         unsupported()
     }
@@ -136,6 +148,7 @@ pub(crate) mod interrupt {
         pub(crate) fn watch() -> io::Result<Option<Self>> {
             Ok(None)
         }
+        pub(crate) fn take(&self) {}
         pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
             BorrowedFd(PhantomData)
         }
@@ -143,6 +156,8 @@ pub(crate) mod interrupt {
 }
 
 pub(crate) mod memory {
+    use std::sync::atomic::AtomicU64;
+
     use super::*;
 
     pub(crate) fn memfd(_: &str, _: usize) -> io::Result<Fd> {
@@ -153,6 +168,31 @@ pub(crate) mod memory {
     }
     pub(crate) fn read_all(_: BorrowedFd<'_>, _: usize) -> io::Result<Vec<u8>> {
         unsupported()
+    }
+
+    pub(crate) fn seal_fixed_size(_: BorrowedFd<'_>) -> io::Result<()> {
+        unsupported()
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct Shared(AtomicU64);
+
+    impl Shared {
+        pub(crate) fn map(_: BorrowedFd<'_>) -> io::Result<Self> {
+            unsupported()
+        }
+        pub(crate) fn write(&self, _: usize, _: &[u8]) {}
+        pub(crate) fn append_to(&self, _: usize, _: usize, _: &mut Vec<u8>) {}
+        pub(crate) fn atomic_u64(&self, _: usize) -> &AtomicU64 {
+            &self.0
+        }
+    }
+
+    impl std::ops::Deref for Frozen {
+        type Target = [u8];
+        fn deref(&self) -> &[u8] {
+            &[]
+        }
     }
 
     #[derive(Debug)]
@@ -252,6 +292,13 @@ pub(crate) mod process {
     pub(crate) fn posix_spawn(_: &Exec<'_>) -> io::Result<i32> {
         unsupported()
     }
+    pub(crate) fn kill_and_wait(_: i32) {}
+    pub(crate) fn gettid() -> i32 {
+        0
+    }
+    pub(crate) fn join_group_of(_: i32) -> io::Result<()> {
+        unsupported()
+    }
     pub(crate) fn pidfd_open(_: i32) -> io::Result<Fd> {
         unsupported()
     }
@@ -310,6 +357,8 @@ pub(crate) mod reactor {
             unsupported()
         }
         #[allow(clippy::unused_async, reason = "the shape of the other face")]
+        pub(crate) async fn edge(&self) {}
+        #[allow(clippy::unused_async, reason = "the shape of the other face")]
         pub(crate) async fn readable(&self) -> io::Result<()> {
             unsupported()
         }
@@ -357,6 +406,15 @@ pub(crate) mod socket {
     pub(crate) fn send(_: BorrowedFd<'_>, _: &[IoSlice<'_>], _: &[BorrowedFd<'_>], _: Mode) -> io::Result<()> {
         unsupported()
     }
+    pub(crate) fn is_gone(_: &io::Error) -> bool {
+        true
+    }
+    pub(crate) fn is_full(_: &io::Error) -> bool {
+        false
+    }
+    pub(crate) fn is_seqpacket(_: RawFd) -> bool {
+        false
+    }
     pub(crate) fn next_len(_: BorrowedFd<'_>, _: Mode) -> io::Result<usize> {
         unsupported()
     }
@@ -375,6 +433,7 @@ pub(crate) mod threads {
     ) -> io::Result<JoinHandle<T>> {
         std::thread::Builder::new().name(name.to_owned()).spawn(run)
     }
+    pub(crate) fn adopt_current() {}
     pub(crate) fn foreign() -> io::Result<usize> {
         Ok(0)
     }

@@ -180,7 +180,7 @@ pub(super) struct Scheduler<J, L: Lane<J>> {
     next_worker: WorkerId,
     /// Failed starts since a worker was last ready.
     failures: u32,
-    /// Workers in a row that died before they had answered anything.
+    /// Workers in a row that died, although they were ready, before they had begun anything.
     barren: u32,
     /// No worker is started before.
     start_after: u64,
@@ -393,6 +393,10 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     /// Takes what a worker has published, as [frames]. After an error the worker must go.
     pub(super) fn replies(&mut self, id: WorkerId, bytes: &[u8], now: u64) -> Result<(), Corrupt> {
         let Some(index) = self.workers.iter().position(|worker| worker.id == id) else { return Ok(()) };
+        if self.phase == Phase::Terminated {
+            // Its items were told of already.
+            return Ok(());
+        }
         let before = self.workers[index].unanswered();
         let result = self.read_replies(index, bytes);
         let worker = &mut self.workers[index];
@@ -466,7 +470,9 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         for run in worker.take_back_all().into_iter().rev() {
             self.pending.push_front(run);
         }
-        for (tag, run) in worker.begun().into_iter().rev() {
+        let begun = worker.begun();
+        let was_of_use = worker.has_answered || !begun.is_empty();
+        for (tag, run) in begun.into_iter().rev() {
             let error = match worker.doomed.take_if(|(doomed, _)| *doomed == tag) {
                 Some((_, error)) => error,
                 None => TaskError::WorkerDied(Box::new(WorkerDied {
@@ -488,13 +494,13 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                 let why = worker.failure.take().unwrap_or_else(|| format!("a worker ended before it was ready: {}", death.exit));
                 self.failed(why, now);
             }
-            State::Ready if worker.is_kept() && !worker.has_answered => {
+            State::Ready if worker.is_kept() && !was_of_use => {
                 self.barren += 1;
                 if self.barren as usize > self.processes {
                     self.back_off(self.barren, now);
                 }
             }
-            State::Ready | State::Stopping | State::Killed => {}
+            State::Ready | State::Stopping | State::Killed => self.barren = 0,
         }
         self.dispatch(now);
         self.wind_down();

@@ -2,14 +2,28 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicI32, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
-/// Where the handler writes; -1 while nobody waits.
+use super::per_process::PerProcess;
+
+/// Where the handler writes: this process's bell, once there is one.
 static BELL: AtomicI32 = AtomicI32::new(-1);
-static WAITING: Mutex<usize> = Mutex::new(0);
+
+#[derive(Default)]
+struct Waiting {
+    count: usize,
+    /// Never closed, as a handler may be about to write to it.
+    bell: Option<&'static OwnedFd>,
+}
+
+static WAITING: PerProcess<Mutex<Waiting>> = PerProcess::new(Mutex::default);
+
+fn waiting() -> MutexGuard<'static, Waiting> {
+    WAITING.get().lock().unwrap_or_else(PoisonError::into_inner)
+}
 
 extern "C" fn handler(_: i32) {
     let bell = BELL.load(Ordering::SeqCst);
@@ -21,10 +35,19 @@ extern "C" fn handler(_: i32) {
     }
 }
 
+/// Sets the disposition of SIGINT, and gives what it was.
+fn dispose(handler: SigHandler) -> io::Result<SigAction> {
+    let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
+    // SAFETY: either the handler above, which calls only what may be called in one, or what was
+    // set before.
+    Ok(unsafe { sigaction(Signal::SIGINT, &action) }?)
+}
+
 /// While one lives, SIGINT makes its descriptor readable in place of ending the process.
 ///
 /// Only the default disposition is replaced: a program that handles SIGINT, or that ignores it,
-/// has decided otherwise. With the last guard the default is back.
+/// has decided otherwise. With the last guard the default is back, unless somebody has set
+/// another meanwhile.
 #[derive(Debug)]
 pub(crate) struct Interrupt {
     bell: &'static OwnedFd,
@@ -33,47 +56,48 @@ pub(crate) struct Interrupt {
 impl Interrupt {
     /// `None` if SIGINT is none of our business.
     pub(crate) fn watch() -> io::Result<Option<Self>> {
-        static EVENT: super::per_process::PerProcess<std::sync::OnceLock<OwnedFd>> =
-            super::per_process::PerProcess::new(std::sync::OnceLock::new);
-        let mut waiting = WAITING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let cell = EVENT.get();
-        let bell = match cell.get() {
+        let mut waiting = waiting();
+        let bell = match waiting.bell {
             Some(bell) => bell,
-            None => {
-                let fresh = super::fd::eventfd()?;
-                cell.get_or_init(|| fresh)
-            }
+            None => *waiting.bell.insert(Box::leak(Box::new(super::fd::eventfd()?))),
         };
-        if *waiting == 0 {
+        if waiting.count == 0 {
             BELL.store(bell.as_raw_fd(), Ordering::SeqCst);
-            let action = SigAction::new(SigHandler::Handler(handler), SaFlags::SA_RESTART, SigSet::empty());
-            // SAFETY: the handler calls only what may be called in one.
-            let before = unsafe { sigaction(Signal::SIGINT, &action) }?;
+            let before = dispose(SigHandler::Handler(handler))?;
             if !matches!(before.handler(), SigHandler::SigDfl) {
                 // SAFETY: puts back what was there.
                 unsafe { sigaction(Signal::SIGINT, &before) }?;
                 return Ok(None);
             }
         }
-        *waiting += 1;
+        waiting.count += 1;
         Ok(Some(Self { bell }))
     }
 
     pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
         self.bell.as_fd()
     }
+
+    /// Takes the interrupt that was seen, so that the next waiter does not see it again.
+    pub(crate) fn take(&self) {
+        let _ = nix::unistd::read(self.bell, &mut [0; 8]);
+    }
 }
 
 impl Drop for Interrupt {
     fn drop(&mut self) {
-        let mut waiting = WAITING.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        *waiting -= 1;
-        if *waiting == 0 {
-            let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
-            // SAFETY: the default disposition runs no code of this process.
-            let _ = unsafe { sigaction(Signal::SIGINT, &default) };
-            let mut count = [0; 8];
-            let _ = nix::unistd::read(self.bell, &mut count);
+        let mut waiting = waiting();
+        waiting.count -= 1;
+        if waiting.count > 0 {
+            return;
         }
+        if let Ok(before) = dispose(SigHandler::SigDfl)
+            && !matches!(before.handler(), SigHandler::Handler(ours) if ours as usize == handler as *const () as usize)
+        {
+            // Somebody else handles it by now.
+            // SAFETY: puts back what was there.
+            let _ = unsafe { sigaction(Signal::SIGINT, &before) };
+        }
+        self.take();
     }
 }

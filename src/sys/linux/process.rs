@@ -76,6 +76,14 @@ pub(crate) fn posix_spawn(exec: &Exec) -> io::Result<i32> {
     Ok(pid.as_raw())
 }
 
+/// Kills a child of this process and waits until it is gone. It has not been reaped yet, so the
+/// number is its own.
+pub(crate) fn kill_and_wait(pid: i32) {
+    let pid = Pid::from_raw(pid);
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    while nix::sys::wait::waitpid(pid, None) == Err(Errno::EINTR) {}
+}
+
 /// A close-on-exec descriptor that stands for the process and is readable once it has exited.
 ///
 /// # Errors
@@ -248,7 +256,10 @@ pub(crate) fn threads() -> io::Result<Vec<i32>> {
 pub(crate) fn thread_count() -> io::Result<u64> {
     use std::os::unix::fs::MetadataExt;
     // A directory has one link more for each that lies in it, and two to begin with.
-    Ok(std::fs::metadata("/proc/self/task")?.nlink() - 2)
+    match std::fs::metadata("/proc/self/task")?.nlink().checked_sub(2) {
+        None | Some(0) => Ok(threads()?.len() as u64),
+        Some(count) => Ok(count),
+    }
 }
 
 /// Makes orphaned descendants children of this process, which then has to reap them.

@@ -30,6 +30,14 @@ impl Registered {
         self.0.readable().await.map(|_| ())
     }
 
+    /// Waits for something to have happened since the last call, for who looks again after each.
+    /// An error of the reactor, which is the runtime's end, counts as well.
+    pub(crate) async fn edge(&self) {
+        if let Ok(mut guard) = self.0.readable().await {
+            guard.clear_ready();
+        }
+    }
+
     pub(crate) fn get(&self) -> &AsyncFd<Fd> {
         &self.0
     }

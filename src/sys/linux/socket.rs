@@ -103,6 +103,29 @@ pub(crate) fn next_len(fd: BorrowedFd, mode: Mode) -> io::Result<usize> {
     }
 }
 
+/// Whether a send failed because the other side is gone.
+pub(crate) fn is_gone(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EPIPE | libc::ECONNRESET))
+}
+
+/// Whether a send failed for want of something that may be there later: room in the socket,
+/// memory, or descriptors in flight.
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::ETOOMANYREFS))
+}
+
+/// Whether this number is a socket of the kind that [`seqpacket_pair`] makes.
+pub(crate) fn is_seqpacket(fd: RawFd) -> bool {
+    let mut kind: libc::c_int = 0;
+    let mut len = size_of_val(&kind) as libc::socklen_t;
+    // SAFETY: `kind` is room for the answer, `len` says how much; a number that is no socket is
+    // an error.
+    let result = unsafe {
+        libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut len)
+    };
+    result == 0 && kind == libc::SOCK_SEQPACKET
+}
+
 /// Room for the header and the descriptors of one message, aligned as the kernel wants it.
 // SAFETY: CMSG_SPACE only computes.
 const CONTROL_LEN: usize =

@@ -20,12 +20,20 @@ pub(crate) fn spawn<T: Send + 'static>(
         own().push(tid);
         // Its starter goes on only when the thread is known, else a fork would count it as foreign.
         let _ = registered.send(());
-        let value = run();
-        own().retain(|known| *known != tid);
-        value
+        let _registered = Registered(tid);
+        run()
     })?;
     let _ = seen.recv();
     Ok(handle)
+}
+
+/// Takes a thread off the list at its end, also by a panic: its number may go to a foreign one.
+struct Registered(i32);
+
+impl Drop for Registered {
+    fn drop(&mut self) {
+        own().retain(|known| *known != self.0);
+    }
 }
 
 /// Counts the calling thread among this crate's from now on.

@@ -1,0 +1,499 @@
+//! The scheduler against workers that are played: whatever they and their callers do, in whatever
+//! order, each item is answered once.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, VecDeque};
+use std::rc::Rc;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::error::Ran;
+use crate::pool::wire::Tag;
+use crate::process::ExitStatus;
+use crate::sys::process::Exit;
+
+#[derive(Clone, Debug)]
+struct Ask {
+    number: usize,
+    spec: Rc<Spec>,
+}
+
+impl Ticket for Ask {
+    fn spec(&self) -> &Spec {
+        &self.spec
+    }
+
+    fn is(&self, other: &Self) -> bool {
+        self.number == other.number
+    }
+}
+
+fn ask(number: usize, timeout: Option<Duration>, retries: u32) -> Ask {
+    let spec = Spec { function: Ok(FnId::Place(0)), name: "task", timeout, retries };
+    Ask { number, spec: Rc::new(spec) }
+}
+
+fn run(job: &Ask, count: u32) -> Run<Ask> {
+    let items = [1, 0, 0, 0, 7].repeat(count as usize);
+    Run::new(job.clone(), 0, count, Body { items: items.into(), ..Body::default() })
+}
+
+/// What a worker process would hold: the runs in its ring, and the words of their slots.
+#[derive(Debug, Default)]
+struct Played {
+    inbox: VecDeque<(u32, u32, usize)>,
+    slots: BTreeMap<u32, (u32, bool)>,
+    /// The item that it runs.
+    running: Option<(Tag, usize)>,
+    began_at: u64,
+    outbox: Vec<u8>,
+    killed: bool,
+    told_to_stop: bool,
+    room: bool,
+}
+
+impl Played {
+    fn reply(&mut self, kind: Kind, tag: Tag) {
+        let head = Reply::head(kind, tag, &Body::default());
+        self.outbox.extend_from_slice(&(head.len() as u32).to_le_bytes());
+        self.outbox.extend_from_slice(&head);
+    }
+
+    /// Does the next thing that a worker does.
+    fn step(&mut self, now: u64) {
+        if let Some((tag, _)) = self.running.take() {
+            return self.reply(Kind::Value, tag);
+        }
+        let Some((seq, count, job)) = self.inbox.front().copied() else { return };
+        let (begun, cancelled) = self.slots.get_mut(&seq).expect("its slot was set up");
+        let tag = Tag { seq, index: *begun };
+        *begun += 1;
+        self.began_at = now;
+        if *cancelled {
+            self.inbox.pop_front();
+            return self.reply(Kind::Skipped, tag);
+        }
+        if *begun == count {
+            self.inbox.pop_front();
+        }
+        self.running = Some((tag, job));
+    }
+}
+
+#[derive(Clone, Debug, Default)]
+struct Wire(Rc<RefCell<Played>>);
+
+impl Lane<Ask> for Wire {
+    type Bell = ();
+
+    fn send(&mut self, seq: u32, run: &Run<Ask>) -> Sent {
+        let mut played = self.0.borrow_mut();
+        if !played.room {
+            return Sent::NoRoom;
+        }
+        assert!(run.count > 0 && run.body.items.len() == 5 * run.count as usize);
+        played.inbox.push_back((seq, run.count, run.job.number));
+        played.slots.insert(seq, (0, false));
+        Sent::Yes
+    }
+
+    fn withdraw(&self, seq: u32) -> u32 {
+        let mut played = self.0.borrow_mut();
+        let slot = played.slots.get_mut(&seq).expect("a run that was sent");
+        assert!(!std::mem::replace(&mut slot.1, true), "withdrawn twice");
+        slot.0
+    }
+
+    fn begun(&self, seq: u32) -> u32 {
+        self.0.borrow().slots[&seq].0
+    }
+
+    fn began_at(&self) -> u64 {
+        self.0.borrow().began_at
+    }
+
+    fn stop(&mut self) -> bool {
+        self.0.borrow_mut().told_to_stop = true;
+        true
+    }
+
+    fn kill(&self) {
+        self.0.borrow_mut().killed = true;
+    }
+
+    fn bell(&self) -> Option<()> {
+        None
+    }
+
+    fn pid(&self) -> i32 {
+        1
+    }
+}
+
+fn death() -> Death {
+    Death { exit: ExitStatus::new(Exit::Signal { signal: 9, core: false }, false), stderr_tail: String::new() }
+}
+
+/// A pool that is played, and what its callers were told.
+struct Play {
+    scheduler: Scheduler<Ask, Wire>,
+    workers: BTreeMap<WorkerId, Wire>,
+    now: u64,
+    /// By job and item: how it was answered, and that only once.
+    told: BTreeMap<(usize, u64), Option<TaskError>>,
+}
+
+impl Play {
+    fn new(processes: usize, max_tasks: Option<u32>) -> Self {
+        let scheduler = Scheduler::new(processes, max_tasks);
+        Self { scheduler, workers: BTreeMap::new(), now: 0, told: BTreeMap::new() }
+    }
+
+    fn started(processes: usize) -> Self {
+        let mut play = Self::new(processes, None);
+        play.start();
+        play
+    }
+
+    fn start(&mut self) {
+        while let Some(id) = self.scheduler.start_due(self.now) {
+            let wire = Wire::default();
+            wire.0.borrow_mut().room = true;
+            wire.0.borrow_mut().reply(Kind::Ready, Tag { seq: u32::MAX, index: 0 });
+            self.workers.insert(id, wire.clone());
+            self.scheduler.started(id, wire);
+            self.drain(id);
+        }
+    }
+
+    fn tell(&mut self, job: usize, item: u64, error: Option<TaskError>) {
+        assert!(self.told.insert((job, item), error).is_none(), "job {job} is told twice of item {item}");
+    }
+
+    fn drain(&mut self, id: WorkerId) {
+        let bytes = std::mem::take(&mut self.workers[&id].0.borrow_mut().outbox);
+        self.scheduler.replies(id, &bytes, self.now).expect("a worker that keeps to the protocol");
+        let effects = self.scheduler.take_effects();
+        for delivery in effects.deliveries {
+            for frame in frames(&bytes[delivery.frames]) {
+                let reply = Reply::parse(frame.unwrap()).unwrap();
+                self.tell(delivery.job.number, delivery.base + u64::from(reply.tag.index), None);
+            }
+        }
+        self.carry_out(effects.lost);
+    }
+
+    fn effects(&mut self) {
+        let effects = self.scheduler.take_effects();
+        assert!(effects.deliveries.is_empty());
+        self.carry_out(effects.lost);
+    }
+
+    fn carry_out(&mut self, lost: Vec<Lost<Ask>>) {
+        for Lost { job, items, error } in lost {
+            for item in items {
+                self.tell(job.number, item, Some(error.clone()));
+            }
+        }
+    }
+
+    fn die(&mut self, id: WorkerId) {
+        self.drain(id);
+        self.workers.remove(&id);
+        self.scheduler.died(id, &death(), self.now);
+        self.effects();
+    }
+
+    fn submit(&mut self, job: &Ask, count: u32) {
+        self.scheduler.submit_new(run(job, count), self.now);
+        self.effects();
+    }
+
+    /// The worker at this place, however many there are.
+    fn pick(&self, which: usize) -> Option<WorkerId> {
+        self.workers.keys().nth(which % self.workers.len().max(1)).copied()
+    }
+
+    /// Lets everything come to its end.
+    fn settle(&mut self) {
+        for _ in 0..10_000 {
+            self.now += 100_000;
+            self.start();
+            for id in self.workers.keys().copied().collect::<Vec<_>>() {
+                let wire = self.workers[&id].clone();
+                wire.0.borrow_mut().room = true;
+                if wire.0.borrow().killed {
+                    self.die(id);
+                } else {
+                    wire.0.borrow_mut().step(self.now);
+                    self.drain(id);
+                }
+            }
+            self.scheduler.tick(self.now);
+            self.effects();
+            if !self.scheduler.has_unfinished() {
+                return;
+            }
+        }
+        panic!("no end: {:?}", self.scheduler);
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Act {
+    Submit { count: u32, timeout: bool, retries: u32 },
+    Step(usize),
+    Drain(usize),
+    Die(usize),
+    /// Published, but not taken before the death is seen: the driver takes it then.
+    Full(usize),
+    Abort { job: usize, kill: bool },
+    Wait(u64),
+    Close,
+    Terminate,
+}
+
+fn act() -> impl Strategy<Value = Act> {
+    prop_oneof![
+        4 => (1..40u32, any::<bool>(), 0..3u32)
+            .prop_map(|(count, timeout, retries)| Act::Submit { count, timeout, retries }),
+        20 => (0..4usize).prop_map(Act::Step),
+        10 => (0..4usize).prop_map(Act::Drain),
+        2 => (0..4usize).prop_map(Act::Die),
+        1 => (0..4usize).prop_map(Act::Full),
+        2 => (0..10usize, any::<bool>()).prop_map(|(job, kill)| Act::Abort { job, kill }),
+        6 => (0..3_000_000u64).prop_map(Act::Wait),
+        1 => Just(Act::Close),
+    ]
+}
+
+fn play(acts: Vec<Act>, processes: usize, max_tasks: Option<u32>, terminate: bool) {
+    let mut play = Play::new(processes, max_tasks);
+    play.start();
+    let mut jobs: Vec<(Ask, u32)> = Vec::new();
+    for act in acts.into_iter().chain(terminate.then_some(Act::Terminate)) {
+        match act {
+            Act::Submit { count, timeout, retries } => {
+                let job = ask(jobs.len(), timeout.then_some(Duration::from_millis(2)), retries);
+                play.submit(&job, count);
+                jobs.push((job, count));
+            }
+            Act::Step(which) => {
+                if let Some(id) = play.pick(which) {
+                    let wire = play.workers[&id].clone();
+                    let mut played = wire.0.borrow_mut();
+                    if !played.killed {
+                        played.step(play.now);
+                    }
+                }
+            }
+            Act::Drain(which) => play.pick(which).into_iter().for_each(|id| play.drain(id)),
+            Act::Die(which) => play.pick(which).into_iter().for_each(|id| play.die(id)),
+            Act::Full(which) => {
+                if let Some(id) = play.pick(which) {
+                    let mut played = play.workers[&id].0.borrow_mut();
+                    played.room = !played.room;
+                }
+            }
+            Act::Abort { job, kill } => {
+                if let Some((job, _)) = jobs.get(job) {
+                    play.scheduler.abort(job, kill, play.now);
+                    play.effects();
+                }
+            }
+            Act::Wait(time) => {
+                play.now += time;
+                play.start();
+                for id in play.workers.keys().copied().collect::<Vec<_>>() {
+                    play.drain(id);
+                }
+                play.scheduler.tick(play.now);
+                play.effects();
+            }
+            Act::Close => {
+                play.scheduler.close();
+                play.effects();
+            }
+            Act::Terminate => {
+                play.scheduler.terminate();
+                play.effects();
+            }
+        }
+    }
+    play.settle();
+    for (job, count) in &jobs {
+        for item in 0..u64::from(*count) {
+            assert!(play.told.contains_key(&(job.number, item)), "job {} never hears of item {item}", job.number);
+        }
+    }
+    let all: usize = jobs.iter().map(|(_, count)| *count as usize).sum();
+    assert_eq!(play.told.len(), all);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn each_item_is_answered_once(
+        acts in prop::collection::vec(act(), 0..150),
+        processes in 1..4usize,
+        max_tasks in prop::option::of(1..20u32),
+        terminate in any::<bool>(),
+    ) {
+        play(acts, processes, max_tasks, terminate);
+    }
+}
+
+#[test]
+fn what_a_dead_worker_had_not_begun_goes_to_another() {
+    let mut play = Play::started(1);
+    let job = ask(0, None, 0);
+    play.submit(&job, 10);
+    let first = play.pick(0).unwrap();
+    // It hands out one item as long as it does not know how long they take.
+    play.workers[&first].0.borrow_mut().step(0);
+    play.die(first);
+    play.settle();
+    let lost: Vec<_> = play.told.values().flatten().collect();
+    assert!(matches!(lost[..], [TaskError::WorkerDied(_)]), "{lost:?}");
+    assert_eq!(play.told.len(), 10);
+}
+
+#[test]
+fn an_answer_published_before_the_death_counts() {
+    let mut play = Play::started(1);
+    play.submit(&ask(0, None, 0), 1);
+    let first = play.pick(0).unwrap();
+    play.workers[&first].0.borrow_mut().step(0);
+    play.workers[&first].0.borrow_mut().step(0);
+    play.die(first);
+    assert!(matches!(play.told[&(0, 0)], None));
+}
+
+#[test]
+fn a_late_item_is_killed_and_the_others_are_not() {
+    let mut play = Play::started(2);
+    let (late, other) = (ask(0, Some(Duration::from_millis(1)), 0), ask(1, None, 0));
+    play.submit(&late, 1);
+    play.submit(&other, 1);
+    for id in [0, 1] {
+        play.workers[&id].0.borrow_mut().step(0);
+    }
+    assert_eq!(play.scheduler.next_deadline(), Some(1_000_000));
+    play.scheduler.tick(999_999);
+    assert!(!play.workers[&0].0.borrow().killed);
+    play.scheduler.tick(1_000_000);
+    assert!(play.workers[&0].0.borrow().killed && !play.workers[&1].0.borrow().killed);
+    play.settle();
+    assert!(matches!(play.told[&(0, 0)], Some(TaskError::TimedOut)));
+    assert!(play.told[&(1, 0)].is_none());
+}
+
+#[test]
+fn a_worker_that_does_not_begin_is_killed_and_its_item_runs_elsewhere() {
+    let mut play = Play::started(1);
+    play.submit(&ask(0, Some(Duration::from_millis(1)), 0), 1);
+    play.scheduler.tick(2_000_000);
+    assert!(play.workers[&0].0.borrow().killed);
+    play.now = 2_000_000;
+    play.settle();
+    assert!(play.told[&(0, 0)].is_none());
+}
+
+#[test]
+fn aborting_tells_whether_it_had_begun() {
+    let mut play = Play::started(1);
+    let (running, waiting) = (ask(0, None, 0), ask(1, None, 0));
+    play.submit(&running, 1);
+    play.submit(&waiting, 1);
+    play.workers[&0].0.borrow_mut().step(0);
+    for job in [&waiting, &running] {
+        play.scheduler.abort(job, true, 0);
+        play.effects();
+    }
+    play.settle();
+    let ran = |job| play.told[&(job, 0)].as_ref().unwrap().ran();
+    assert_eq!((ran(0), ran(1)), (Ran::Maybe, Ran::No));
+}
+
+#[test]
+fn nothing_waits_behind_a_long_item() {
+    let mut play = Play::started(1);
+    play.submit(&ask(0, None, 0), 1);
+    let first = play.pick(0).unwrap();
+    play.now = 10_000;
+    play.workers[&first].0.borrow_mut().step(0);
+    play.workers[&first].0.borrow_mut().step(0);
+    play.drain(first);
+    // Now it is known to be quick, and holds several.
+    let job = ask(1, None, 0);
+    play.submit(&job, 1);
+    play.submit(&job, 1);
+    play.workers[&first].0.borrow_mut().step(play.now);
+    assert_eq!(play.scheduler.pending_runs(), 0);
+    play.now += LOOK;
+    play.scheduler.tick(play.now);
+    assert_eq!(play.scheduler.pending_runs(), 1);
+}
+
+#[test]
+fn failing_initializers_break_the_pool_and_the_first_success_mends_it() {
+    let mut play = Play::new(2, None);
+    let mut starts = 0;
+    while play.scheduler.broken().is_none() {
+        while let Some(id) = play.scheduler.start_due(play.now) {
+            starts += 1;
+            play.scheduler.start_failed(id, "no".to_owned(), false, play.now);
+        }
+        let next = play.scheduler.next_deadline().expect("another try");
+        assert!(next > play.now, "it spins");
+        play.now = next;
+    }
+    assert!(starts <= 6, "{starts}");
+    play.submit(&ask(0, None, 0), 1);
+    assert!(matches!(play.told[&(0, 0)], Some(TaskError::NotStarted(NotStarted::NoWorker(_)))));
+    play.now = play.scheduler.next_deadline().expect("it goes on trying").max(play.now);
+    play.start();
+    assert!(play.scheduler.broken().is_none());
+    play.submit(&ask(1, None, 0), 1);
+    play.settle();
+    assert!(play.told[&(1, 0)].is_none());
+}
+
+#[test]
+fn a_worker_is_given_no_more_than_its_budget() {
+    let mut play = Play::new(1, Some(3));
+    play.start();
+    play.submit(&ask(0, None, 0), 7);
+    for _ in 0..1000 {
+        play.now += 1000;
+        for id in play.workers.keys().copied().collect::<Vec<_>>() {
+            let wire = play.workers[&id].clone();
+            wire.0.borrow_mut().step(play.now);
+            play.drain(id);
+            let begun: u32 = wire.0.borrow().slots.values().map(|(begun, _)| begun).sum();
+            assert!(begun <= 3);
+            // It ends by itself.
+            if begun == 3 && wire.0.borrow().running.is_none() {
+                play.die(id);
+            }
+        }
+        play.start();
+    }
+    assert_eq!(play.told.values().filter(|error| error.is_none()).count(), 7);
+}
+
+#[test]
+fn closing_sends_workers_home_when_all_is_done() {
+    let mut play = Play::started(1);
+    play.submit(&ask(0, None, 0), 2);
+    play.scheduler.close();
+    play.submit(&ask(1, None, 0), 1);
+    assert!(matches!(play.told[&(1, 0)], Some(TaskError::NotStarted(NotStarted::Closed))));
+    assert!(!play.workers[&0].0.borrow().told_to_stop);
+    play.settle();
+    assert!(play.workers[&0].0.borrow().told_to_stop && !play.scheduler.is_done());
+    play.die(0);
+    assert!(play.scheduler.is_done());
+}
