@@ -261,10 +261,7 @@ mod tests {
     #[test]
     fn lists_of_numbers_are_read_and_empty_keys_are_not() {
         let list = rmp_serde::to_vec(&[1u8, 2, 200]).unwrap();
-        assert_eq!(
-            allow_transfer(|| decode(&list)).unwrap(),
-            AuthKey::new([1, 2, 200])
-        );
+        assert_eq!(allow_transfer(|| decode(&list)).unwrap(), AuthKey::new([1, 2, 200]));
 
         let empty_list = rmp_serde::to_vec::<[u8; 0]>(&[]).unwrap();
         let empty_bin = [0xc4, 0];

@@ -46,7 +46,9 @@ pub(crate) fn from_hook(order: &str, run_entries_after: impl FnOnce()) {
 pub fn freeze_support() {
     let Some(order) = sys::init::order() else { return };
     if sys::process::thread_count().is_ok_and(|threads| threads > 1) {
-        eprintln!("`freeze_support` must be the first thing in `main`, before any runtime or thread is started");
+        eprintln!(
+            "`freeze_support` must be the first thing in `main`, before any runtime or thread is started"
+        );
         sys::process::exit_now(1);
     }
     enter(&order, || {});
@@ -159,7 +161,11 @@ fn call(found: Found, args: Incoming<'_>) -> i32 {
             Ok(TargetRun::Done(code)) => i32::from(code),
             Ok(TargetRun::Pending(future)) => i32::from(drive(future)),
             Err(error) => {
-                eprintln!("{}: the arguments of {} cannot be decoded: {error}", current_name(), (entry.name)());
+                eprintln!(
+                    "{}: the arguments of {} cannot be decoded: {error}",
+                    current_name(),
+                    (entry.name)()
+                );
                 1
             }
         },
@@ -234,10 +240,8 @@ fn runtime() -> std::io::Result<&'static Runtime> {
     if let Some(runtime) = cell.get() {
         return Ok(runtime);
     }
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .on_thread_start(guard_thread)
-        .build()?;
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().on_thread_start(guard_thread).build()?;
     Ok(cell.get_or_init(|| runtime))
 }
 
@@ -276,4 +280,3 @@ pub fn block_on<F: Future>(future: F) -> Result<F::Output> {
         }
     })
 }
-

@@ -4,8 +4,8 @@
 //! its target is about to run, or why it cannot; the value of a one-off task; and, as its last
 //! words, the code that it is about to exit with, for a parent that cannot ask the kernel.
 
-use std::io;
 use crate::sys::BorrowedFd;
+use std::io;
 
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -16,8 +16,8 @@ use crate::error::RemotePanic;
 use crate::function::{FnId, TaskFailure};
 use crate::reduction::packet::{self, Packet};
 use crate::reduction::{Attachments, Handle, Incoming, Peer, decode, encode};
-use crate::sys::socket::Mode;
 use crate::sys::Fd;
+use crate::sys::socket::Mode;
 
 /// Everything a child needs to become the process that it is.
 #[derive(Debug, Serialize, Deserialize)]
@@ -69,10 +69,15 @@ pub(crate) struct Surroundings {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
     /// From the fork server: this is the child's id and pidfd.
-    Born { pid: i32, pidfd: Option<Handle> },
+    Born {
+        pid: i32,
+        pidfd: Option<Handle>,
+    },
     /// The target is about to run. The id is told once more, as the fork server may have died
     /// before it could.
-    Ready { pid: i32 },
+    Ready {
+        pid: i32,
+    },
     /// It will not run, and why.
     Refused(String),
     /// A one-off task's value stands behind the report.
@@ -83,7 +88,9 @@ pub(crate) enum Report {
     Exiting(i32),
     /// What the fault handler saw.
     #[serde(skip)]
-    Fault { stack_overflow: bool },
+    Fault {
+        stack_overflow: bool,
+    },
 }
 
 /// A report or order, and what stands behind it.
@@ -122,7 +129,10 @@ pub(crate) fn send<T: Serialize>(
 }
 
 /// Receives one; `None` when the other side is gone.
-pub(crate) fn receive<T: DeserializeOwned + FromRaw>(socket: BorrowedFd<'_>, mode: Mode) -> io::Result<Option<Letter<T>>> {
+pub(crate) fn receive<T: DeserializeOwned + FromRaw>(
+    socket: BorrowedFd<'_>,
+    mode: Mode,
+) -> io::Result<Option<Letter<T>>> {
     let (body, mut attachments) = match packet::receive(socket, mode)? {
         Packet::Message { body, attachments } => (body, attachments),
         Packet::Raw(bytes) => {

@@ -13,8 +13,9 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// Any error of this crate.
 ///
-/// Match on it, or ask its predicates: they go on working when variants are added.
-#[derive(Debug, thiserror::Error)]
+/// Match on it, or ask its predicates: they go on working when variants are added. Its `Debug` is
+/// its message, as that is what a `main` that returns it prints.
+#[derive(thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
     /// The operating system refused.
@@ -71,7 +72,8 @@ pub enum Error {
 }
 
 impl Error {
-    /// The time allowed ran out.
+    /// The time allowed ran out: of a wait, after which one may wait again, or of a task, which is
+    /// final ([`Error::Task`]).
     pub fn is_timeout(&self) -> bool {
         match self {
             Self::Timeout | Self::Task(TaskError::TimedOut) => true,
@@ -103,6 +105,12 @@ impl Error {
 
     pub(crate) fn invalid(what: impl Into<String>) -> Self {
         Self::InvalidArgument(what.into())
+    }
+}
+
+impl fmt::Debug for Error {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 
@@ -211,8 +219,8 @@ pub enum TaskError {
     #[error("{0}")]
     Panicked(RemotePanic),
     /// It returned an error.
-    #[error("{0}")]
-    Returned(#[source] RemoteError),
+    #[error(transparent)]
+    Returned(RemoteError),
     /// It ran longer than its `timeout`; its worker was killed.
     #[error("the task ran past its timeout and was killed")]
     TimedOut,
@@ -244,7 +252,9 @@ impl TaskError {
         match self {
             Self::NotStarted(_) | Self::Aborted { began: false } => Ran::No,
             Self::TimedOut | Self::Aborted { began: true } | Self::WorkerDied(_) => Ran::Maybe,
-            Self::Panicked(_) | Self::Returned(_) | Self::Unencodable { .. } | Self::Undecodable(_) => Ran::Yes,
+            Self::Panicked(_) | Self::Returned(_) | Self::Unencodable { .. } | Self::Undecodable(_) => {
+                Ran::Yes
+            }
         }
     }
 }

@@ -5,8 +5,8 @@
 //! they are children of the process that asked, which waits for them and learns how they ended
 //! even when the server is gone.
 
-use std::io::{self, IoSlice};
 use crate::sys::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::io::{self, IoSlice};
 use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Duration;
@@ -184,8 +184,12 @@ fn run_preload(preload: &Preload) -> std::result::Result<(), String> {
         let failed = called.unwrap_or_else(|_| Err("it panicked".to_owned())).err();
         match (failed, preload.on_error) {
             (None, _) | (Some(_), OnPreloadError::Ignore) => {}
-            (Some(why), OnPreloadError::Warn) => eprintln!("fork server: preloading {} failed: {why}", function.name()),
-            (Some(why), OnPreloadError::Fail) => return Err(format!("preloading {} failed: {why}", function.name())),
+            (Some(why), OnPreloadError::Warn) => {
+                eprintln!("fork server: preloading {} failed: {why}", function.name())
+            }
+            (Some(why), OnPreloadError::Fail) => {
+                return Err(format!("preloading {} failed: {why}", function.name()));
+            }
         }
     }
     Ok(())

@@ -15,13 +15,13 @@ use std::pin::Pin;
 
 use serde::{Deserialize, Serialize};
 
-pub use self::named::Func;
 pub(crate) use self::named::FnId;
+pub use self::named::Func;
 #[doc(hidden)]
 pub use self::named::Registration;
-pub use self::outcome::{Exit, Outcome};
 use self::outcome::Settled;
 pub(crate) use self::outcome::exit_number;
+pub use self::outcome::{Exit, Outcome};
 use crate::error::RemoteError;
 use crate::reduction::{Attachments, CodecError, Incoming, Message, decode, encode, parent};
 use crate::sys::image::{Entry, recreate};
@@ -67,7 +67,9 @@ pub(crate) enum TaskFailure {
     message = "`{Self}` cannot run as a task with the arguments `{A}`",
     note = "a task is a function or a closure without captures, `Copy + Send + Sync + 'static`, \
             whose arguments are given as one tuple and can be sent to another process: pass what \
-            it would capture as an argument"
+            it would capture as an argument",
+    note = "or what it returns cannot be sent back: it must be a value that serde can write and read, \
+            or `Result<T, mp::Failure>` of such a value, into which any error converts by `?`"
 )]
 pub trait Task<A, M>: sealed::Function<A, M> {
     /// What the caller gets.
@@ -161,7 +163,8 @@ arities!(A1 A2 A3 A4 A5 A6 A7 A8);
 struct Entries<F, A, M>(PhantomData<(F, A, M)>);
 
 impl<F: Task<A, M>, A: Message, M: 'static> Entries<F, A, M> {
-    const TASK: &'static Entry<TaskCode> = &Entry::new(run_task::<F, A, M>, std::any::type_name::<F>, TypeId::of::<F>);
+    const TASK: &'static Entry<TaskCode> =
+        &Entry::new(run_task::<F, A, M>, std::any::type_name::<F>, TypeId::of::<F>);
 }
 
 impl<F: Target<A, M>, A: Message, M: 'static> Entries<F, A, M> {
@@ -175,7 +178,9 @@ pub(crate) const fn task_entry<F: Task<A, M>, A: Message, M: 'static>(_: F) -> &
 }
 
 /// The entry of a target.
-pub(crate) const fn target_entry<F: Target<A, M>, A: Message, M: 'static>(_: F) -> &'static Entry<TargetCode> {
+pub(crate) const fn target_entry<F: Target<A, M>, A: Message, M: 'static>(
+    _: F,
+) -> &'static Entry<TargetCode> {
     Entries::<F, A, M>::TARGET
 }
 
@@ -194,7 +199,10 @@ fn run_task<F: Task<A, M>, A: Message, M>(args: Incoming<'_>, out: &mut Vec<u8>)
     }
 }
 
-fn write_value<T: Message>(result: Result<T, RemoteError>, out: &mut Vec<u8>) -> Result<Attachments, TaskFailure> {
+fn write_value<T: Message>(
+    result: Result<T, RemoteError>,
+    out: &mut Vec<u8>,
+) -> Result<Attachments, TaskFailure> {
     let value = result.map_err(TaskFailure::Returned)?;
     encode(&value, out, parent()).map_err(|error| TaskFailure::Unencodable {
         reason: error.to_string(),
@@ -209,7 +217,9 @@ fn run_target<F: Target<A, M>, A: Message, M>(args: Incoming<'_>) -> Result<Targ
 /// Drives a called task to its end by `wait`; its value's bytes, if it is async, come with it.
 pub(crate) fn finish(
     run: TaskRun,
-    wait: impl FnOnce(BoxFuture<(Vec<u8>, Result<Attachments, TaskFailure>)>) -> (Vec<u8>, Result<Attachments, TaskFailure>),
+    wait: impl FnOnce(
+        BoxFuture<(Vec<u8>, Result<Attachments, TaskFailure>)>,
+    ) -> (Vec<u8>, Result<Attachments, TaskFailure>),
 ) -> (Option<Vec<u8>>, Result<Attachments, TaskFailure>) {
     match run {
         TaskRun::Done(result) => (None, result),

@@ -1,7 +1,7 @@
 //! Process-based parallelism for Tokio: Python's `multiprocessing`, as objects that are awaited.
 //!
-//! Run a function in another process from async Rust. If it times out, crashes or its caller
-//! leaves, it dies; your service does not. **The death of any process at any instant neither
+//! Run a function in another process from async Rust. If it times out or crashes, it dies; with
+//! `kill_on_drop` also when its caller leaves. Your service does not. **The death of any process at any instant neither
 //! hangs, corrupts nor loses anything that belongs to the others.**
 //!
 //! ```no_run
@@ -59,16 +59,16 @@
 //!
 //! # Costs
 //!
-//! A child costs its parent two descriptors (its pidfd and a socket), and a pool's worker two
-//! more; the soft limit of descriptors is raised to the hard one at the first start.
+//! A child costs its parent two descriptors (its pidfd and a socket), and a pool's worker seven in
+//! all; the soft limit of descriptors is raised to the hard one at the first start.
 //!
 //! # Platforms
 //!
 //! Processes need Linux 5.10 or newer. Elsewhere the crate compiles, and starting a process gives
 //! [`Error::Unsupported`].
 
-mod bootstrap;
 mod authkey;
+mod bootstrap;
 pub mod connection;
 mod context;
 mod control;
@@ -90,8 +90,8 @@ pub use async_trait::async_trait;
 pub use authkey::AuthKey;
 pub use bootstrap::{block_on, freeze_support, require_freeze_support};
 pub use context::{
-    Context, OnPreloadError, StartMethod, allow_connection_pickling, get_all_start_methods, get_context, get_executable, get_start_method,
-    set_executable, set_forkserver_preload, set_start_method,
+    Context, OnPreloadError, StartMethod, allow_connection_pickling, get_all_start_methods, get_context,
+    get_executable, get_start_method, set_executable, set_forkserver_preload, set_start_method,
 };
 pub use error::{
     Error, Failure, NotStarted, Ran, RemoteError, RemotePanic, Result, StartError, TaskError, WorkerDied,
@@ -100,8 +100,8 @@ pub use function::{Exit, Func, Outcome, Target, Task};
 pub use log::{LogLevel, Logger, get_logger, log_to_stderr};
 pub use pool::{Apply, AsyncResult, Map, MapStream, Pool, PoolBuilder};
 pub use process::{
-    CurrentProcess, ExitReason, ExitStatus, JoinHandle, ParentProcess, Process, ProcessBuilder, Run, Sentinel,
-    active_children, cpu_count, current_process, exit, parent_process, spawn, usable_cpu_count,
+    CurrentProcess, ExitReason, ExitStatus, JoinHandle, ParentProcess, Process, ProcessBuilder, Run,
+    Sentinel, active_children, cpu_count, current_process, exit, parent_process, spawn, usable_cpu_count,
 };
 pub use reduction::{Blob, Message};
 pub use util::register_after_fork;

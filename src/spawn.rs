@@ -1,8 +1,8 @@
 //! The start method `spawn`: this program is executed anew.
 
+use crate::sys::BorrowedFd;
 use std::ffi::CString;
 use std::io;
-use crate::sys::BorrowedFd;
 use std::path::PathBuf;
 
 use crate::bootstrap::{self, CONTROL};
@@ -21,10 +21,16 @@ pub(crate) fn start(control: BorrowedFd<'_>) -> Result<i32, Error> {
         let args: Vec<CString> = arguments()?;
         let mut env = sys::env::environment();
         env.push(CString::new(bootstrap::order_variable(bootstrap::uses_hook()))?);
-        sys::process::posix_spawn(&sys::process::Exec { program: &path, args: &args, env: &env, fds: &[(control, CONTROL)] })
+        sys::process::posix_spawn(&sys::process::Exec {
+            program: &path,
+            args: &args,
+            env: &env,
+            fds: &[(control, CONTROL)],
+        })
     };
     run().map_err(|source| {
-        let program = chosen.unwrap_or_else(|| std::env::current_exe().unwrap_or(program)).display().to_string();
+        let program =
+            chosen.unwrap_or_else(|| std::env::current_exe().unwrap_or(program)).display().to_string();
         StartError::Execute { program, source }.into()
     })
 }

@@ -10,6 +10,7 @@ use std::io::Write as _;
 use std::os::fd::AsRawFd as _;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Barrier, Mutex};
 use std::time::Duration;
 
 use futures::stream::{StreamExt, TryStreamExt};
@@ -496,6 +497,13 @@ fn a_timeout_is_of_execution() {
     });
 }
 
+/// A signal stops a process's threads one after another.
+fn stands_still(pid: i32) -> bool {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let mut stats = threads.map(|thread| std::fs::read_to_string(thread.path().join("stat")).unwrap());
+    stats.all(|stat| stat.rsplit(") ").next().is_some_and(|state| state.starts_with('T')))
+}
+
 #[test]
 fn a_stopped_worker_is_freed_by_the_timeout() {
     run_each(60, async |context| {
@@ -510,6 +518,7 @@ fn a_stopped_worker_is_freed_by_the_timeout() {
         // One that was stopped while it was idle: the task goes to another, or is told off in time.
         let stopped = pool.apply(pid, ()).await.unwrap();
         kill(Pid::from_raw(stopped), Signal::SIGSTOP).unwrap();
+        eventually("its standstill", || stands_still(stopped)).await;
         let elsewhere = pool.apply(pid, ()).timeout(Duration::from_millis(100)).await;
         assert!(elsewhere.is_ok_and(|pid| pid != stopped) || pool.apply(square, (3,)).await.unwrap() == 9);
         eventually("its end", || !runs(stopped)).await;
@@ -940,6 +949,83 @@ fn executables_that_are_none() {
                 assert_eq!(started.join().await.unwrap().exit_code(), 0, "{program}");
             }
         }
+    });
+}
+
+/// The end does not wait for what is not there yet.
+#[test]
+fn a_worker_that_never_gets_started() {
+    async fn child(program: String) {
+        let pool =
+            Pool::builder().context(mp::Context::new(mp::StartMethod::Spawn)).processes(1).build().await;
+        let pool = pool.unwrap();
+        mp::set_executable(&program);
+        support::kill_9(pool.worker_pids()[0]);
+        eventually("its replacement", || !support::processes_with(&program).is_empty()).await;
+        pool.terminate().await.unwrap();
+        eventually("no replacement", || support::processes_with(&program).is_empty()).await;
+    }
+    // By itself the start would fail after a minute.
+    run(40, async {
+        use std::os::unix::fs::PermissionsExt as _;
+        let notebook = Notebook::new();
+        let program = notebook.path() + "/silent";
+        std::fs::write(&program, "#!/bin/sh\nkill -STOP $$\n").unwrap();
+        std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).unwrap();
+        let child =
+            mp::Context::new(mp::StartMethod::Spawn).process(child, (program,)).start().await.unwrap();
+        assert!(child.join().await.unwrap().success());
+    });
+}
+
+static INHERITED: Mutex<Option<Pool>> = Mutex::new(None);
+
+#[test]
+fn a_fork_of_the_pools_process_has_no_pool() {
+    async fn child() {
+        let pool = INHERITED.lock().unwrap().clone().expect("a copy");
+        assert!(matches!(pool.ready().await, Err(Error::NotChild)));
+        assert!(matches!(pool.join().await, Err(Error::NotChild)));
+        assert!(matches!(pool.terminate().await, Err(Error::NotChild)));
+        assert_eq!(pool.apply(square, (3,)).await.unwrap_err().ran(), Ran::No);
+    }
+    run(30, async {
+        let pool = Pool::new(1).await.unwrap();
+        *INHERITED.lock().unwrap() = Some(pool.clone());
+        // SAFETY: what runs in the child takes no lock that another thread may hold.
+        let fork = unsafe { mp::Context::fork_with_threads() };
+        let child = fork.process(child, ()).start().await.unwrap();
+        INHERITED.lock().unwrap().take();
+        assert!(child.join().await.unwrap().success());
+        assert_eq!(pool.apply(square, (3,)).await.unwrap(), 9);
+    });
+}
+
+/// Reading it takes until the test says so.
+#[derive(Serialize)]
+struct Slow;
+
+static READING: Barrier = Barrier::new(2);
+
+impl<'de> Deserialize<'de> for Slow {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        READING.wait();
+        READING.wait();
+        <()>::deserialize(deserializer).map(|()| Self)
+    }
+}
+
+#[test]
+fn a_stream_can_be_polled_while_a_result_is_read() {
+    run(30, async {
+        let pool = Pool::new(1).await.unwrap();
+        let mut stream = pool.imap(|_: u8| Slow, [1]);
+        assert!(futures::poll!(stream.next()).is_pending());
+        tokio::task::block_in_place(|| READING.wait());
+        assert!(futures::poll!(stream.next()).is_pending());
+        tokio::task::block_in_place(|| READING.wait());
+        assert!(stream.next().await.unwrap().is_ok());
+        assert!(stream.next().await.is_none());
     });
 }
 

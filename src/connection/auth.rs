@@ -170,9 +170,7 @@ impl DigestPolicy {
         match form {
             Form::Sha256 => Ok(hmac::<Hmac<Sha256>>(key, message)),
             #[cfg(feature = "md5")]
-            Form::Md5 | Form::BareMd5 if self == Self::Md5 => {
-                Ok(hmac::<Hmac<md5::Md5>>(key, message))
-            }
+            Form::Md5 | Form::BareMd5 if self == Self::Md5 => Ok(hmac::<Hmac<md5::Md5>>(key, message)),
             Form::Md5 | Form::BareMd5 => Err(AuthError::TooWeak),
         }
     }
@@ -200,14 +198,9 @@ impl Form {
         if BARE_LENGTHS.contains(&message.len()) {
             return Ok((Self::BareMd5, message));
         }
-        let brace = message
-            .iter()
-            .take(MAX_BRACE + 1)
-            .position(|&byte| byte == b'}')
-            .ok_or(AuthError::Malformed)?;
-        let name = message[..brace]
-            .strip_prefix(b"{")
-            .ok_or(AuthError::Malformed)?;
+        let brace =
+            message.iter().take(MAX_BRACE + 1).position(|&byte| byte == b'}').ok_or(AuthError::Malformed)?;
+        let name = message[..brace].strip_prefix(b"{").ok_or(AuthError::Malformed)?;
         let form = match name {
             b"sha256" => Self::Sha256,
             b"md5" => Self::Md5,
@@ -231,10 +224,7 @@ impl Form {
 }
 
 fn is_word(name: &[u8]) -> bool {
-    !name.is_empty()
-        && name
-            .iter()
-            .all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(byte))
+    !name.is_empty() && name.iter().all(|byte| byte.is_ascii_alphanumeric() || b"_-".contains(byte))
 }
 
 fn check_len(frame: &[u8]) -> Result<(), AuthError> {
@@ -255,11 +245,7 @@ impl<'a> Challenger<'a> {
     /// `nonce` must be fresh randomness: an answer to a repeated challenge can be replayed.
     fn new(key: &'a AuthKey, policy: DigestPolicy, nonce: &[u8; NONCE_LEN]) -> Self {
         let message = [Form::Sha256.prefix(), nonce].concat();
-        Self {
-            key,
-            policy,
-            message,
-        }
+        Self { key, policy, message }
     }
 
     fn challenge(&self) -> Vec<u8> {
@@ -270,11 +256,7 @@ impl<'a> Challenger<'a> {
         check_len(answer)?;
         let (form, code) = Form::split(answer)?;
         let expected = self.policy.authenticate(form, self.key, &self.message)?;
-        if bool::from(expected.ct_eq(code)) {
-            Ok(())
-        } else {
-            Err(AuthError::Mismatch)
-        }
+        if bool::from(expected.ct_eq(code)) { Ok(()) } else { Err(AuthError::Mismatch) }
     }
 
     /// The frame that tells the peer how it was judged: never why.
@@ -294,9 +276,7 @@ struct Answerer<'a> {
 impl Answerer<'_> {
     fn answer(&self, challenge: &[u8]) -> Result<Vec<u8>, AuthError> {
         check_len(challenge)?;
-        let message = challenge
-            .strip_prefix(CHALLENGE)
-            .ok_or(AuthError::Malformed)?;
+        let message = challenge.strip_prefix(CHALLENGE).ok_or(AuthError::Malformed)?;
         if message.len() < MIN_CHALLENGE {
             return Err(AuthError::Malformed);
         }
@@ -309,11 +289,7 @@ impl Answerer<'_> {
     }
 
     fn accept_verdict(verdict: &[u8]) -> Result<(), AuthError> {
-        if verdict == WELCOME {
-            Ok(())
-        } else {
-            Err(AuthError::Rejected)
-        }
+        if verdict == WELCOME { Ok(()) } else { Err(AuthError::Rejected) }
     }
 }
 
@@ -329,10 +305,7 @@ impl Answerer<'_> {
 /// # Cancel safety
 ///
 /// Not cancel safe: drop the link afterwards. There is no deadline but the caller's.
-pub async fn deliver_challenge<L: Link + ?Sized>(
-    link: &mut L,
-    key: &AuthKey,
-) -> Result<(), AuthError> {
+pub async fn deliver_challenge<L: Link + ?Sized>(link: &mut L, key: &AuthKey) -> Result<(), AuthError> {
     deliver_challenge_with(link, key, DigestPolicy::default()).await
 }
 
@@ -365,10 +338,7 @@ pub async fn deliver_challenge_with<L: Link + ?Sized>(
 /// # Cancel safety
 ///
 /// Not cancel safe: drop the link afterwards. There is no deadline but the caller's.
-pub async fn answer_challenge<L: Link + ?Sized>(
-    link: &mut L,
-    key: &AuthKey,
-) -> Result<(), AuthError> {
+pub async fn answer_challenge<L: Link + ?Sized>(link: &mut L, key: &AuthKey) -> Result<(), AuthError> {
     answer_challenge_with(link, key, DigestPolicy::default()).await
 }
 
@@ -386,15 +356,7 @@ pub async fn answer_challenge_with<L: Link + ?Sized>(
     key: &AuthKey,
     policy: DigestPolicy,
 ) -> Result<(), AuthError> {
-    answer(
-        link,
-        Answerer {
-            key,
-            policy,
-            issued: None,
-        },
-    )
-    .await
+    answer(link, Answerer { key, policy, issued: None }).await
 }
 
 /// The whole handshake for the side that accepted the connection: it challenges, then answers.
@@ -414,15 +376,7 @@ pub async fn mutual_server<L: Link + ?Sized>(
     policy: DigestPolicy,
 ) -> Result<(), AuthError> {
     let issued = deliver(link, key, policy).await?;
-    answer(
-        link,
-        Answerer {
-            key,
-            policy,
-            issued: Some(&issued),
-        },
-    )
-    .await
+    answer(link, Answerer { key, policy, issued: Some(&issued) }).await
 }
 
 /// The whole handshake for the side that connected: it answers, then challenges.

@@ -8,8 +8,7 @@ use super::*;
 const KEY: &[u8] = b"a shared secret";
 const SHA256_CODE: &str = "8588032ec7c07cb4e06aba65cd2c8366b3c55dc6d7ae8164f46ea3e226217f96";
 const LONG_KEY: &[u8] = &[b'k'; 100];
-const LONG_KEY_SHA256_CODE: &str =
-    "92a28f957d705592e88ca4ee0f82e4b409c0458d65e1d7d224d9e27f259b7007";
+const LONG_KEY_SHA256_CODE: &str = "92a28f957d705592e88ca4ee0f82e4b409c0458d65e1d7d224d9e27f259b7007";
 
 /// 0, 1, 2, …
 fn nonce<const N: usize>() -> [u8; N] {
@@ -21,10 +20,7 @@ fn hex(bytes: &[u8]) -> String {
 }
 
 fn unhex(digits: &str) -> Vec<u8> {
-    (0..digits.len())
-        .step_by(2)
-        .map(|i| u8::from_str_radix(&digits[i..i + 2], 16).unwrap())
-        .collect()
+    (0..digits.len()).step_by(2).map(|i| u8::from_str_radix(&digits[i..i + 2], 16).unwrap()).collect()
 }
 
 fn key() -> AuthKey {
@@ -46,12 +42,7 @@ fn judge(key: &AuthKey, policy: DigestPolicy, answer: &[u8]) -> Result<(), AuthE
 /// Answers a challenge that carries `message`.
 fn reply(policy: DigestPolicy, message: &[u8]) -> Result<Vec<u8>, AuthError> {
     let key = key();
-    Answerer {
-        key: &key,
-        policy,
-        issued: None,
-    }
-    .answer(&[CHALLENGE, message].concat())
+    Answerer { key: &key, policy, issued: None }.answer(&[CHALLENGE, message].concat())
 }
 
 /// A peer that says what it was told to say and records what it hears.
@@ -63,10 +54,7 @@ struct Script {
 
 impl Script {
     fn new(says: impl IntoIterator<Item = &'static [u8]>) -> Self {
-        Self {
-            says: says.into_iter().map(Bytes::from_static).collect(),
-            heard: Vec::new(),
-        }
+        Self { says: says.into_iter().map(Bytes::from_static).collect(), heard: Vec::new() }
     }
 }
 
@@ -96,10 +84,7 @@ impl Channel {
 impl Link for Channel {
     async fn send_bytes(&mut self, frame: &[u8]) -> io::Result<()> {
         let frame = Bytes::copy_from_slice(frame);
-        self.0
-            .send(frame)
-            .await
-            .map_err(|_| io::ErrorKind::BrokenPipe.into())
+        self.0.send(frame).await.map_err(|_| io::ErrorKind::BrokenPipe.into())
     }
 
     async fn recv_bytes(&mut self, _max_len: usize) -> io::Result<Bytes> {
@@ -107,10 +92,7 @@ impl Link for Channel {
     }
 }
 
-async fn shake(
-    server_key: &AuthKey,
-    client_key: &AuthKey,
-) -> (Result<(), AuthError>, Result<(), AuthError>) {
+async fn shake(server_key: &AuthKey, client_key: &AuthKey) -> (Result<(), AuthError>, Result<(), AuthError>) {
     let (mut server, mut client) = Channel::pair();
     // Each side drops its link as it ends, so that a failing test ends instead of waiting.
     tokio::join!(
@@ -125,16 +107,9 @@ fn answers_are_those_of_cpython() {
         let key = AuthKey::from(key);
         let challenger = Challenger::new(&key, DigestPolicy::Sha256, &nonce());
         let challenge = challenger.challenge();
-        assert_eq!(
-            challenge,
-            [b"#CHALLENGE#{sha256}", &nonce::<40>()[..]].concat()
-        );
+        assert_eq!(challenge, [b"#CHALLENGE#{sha256}", &nonce::<40>()[..]].concat());
 
-        let answerer = Answerer {
-            key: &key,
-            policy: DigestPolicy::Sha256,
-            issued: None,
-        };
+        let answerer = Answerer { key: &key, policy: DigestPolicy::Sha256, issued: None };
         let answer = answerer.answer(&challenge).unwrap();
         assert_eq!(&answer[..8], b"{sha256}");
         assert_eq!(hex(&answer[8..]), code);
@@ -150,32 +125,21 @@ fn every_altered_bit_of_an_answer_is_noticed() {
     for bit in 0..good.len() * 8 {
         let mut bad = good.clone();
         bad[bit / 8] ^= 1 << (bit % 8);
-        assert!(
-            judge(&key, DigestPolicy::Sha256, &bad).is_err(),
-            "bit {bit}"
-        );
+        assert!(judge(&key, DigestPolicy::Sha256, &bad).is_err(), "bit {bit}");
     }
     let longer = [&good[..], b"\0"].concat();
     for wrong in [&good[..good.len() - 1], &longer, b"{sha256}"] {
         let judgement = judge(&key, DigestPolicy::Sha256, wrong);
-        assert!(
-            matches!(judgement, Err(AuthError::Mismatch)),
-            "{judgement:?}"
-        );
+        assert!(matches!(judgement, Err(AuthError::Mismatch)), "{judgement:?}");
     }
 }
 
 #[test]
 fn other_digests_are_refused_by_name() {
-    for name in [
-        "sha384", "sha3_256", "sha3_384", "SHA256", "sha1", "blake2s",
-    ] {
+    for name in ["sha384", "sha3_256", "sha3_384", "SHA256", "sha1", "blake2s"] {
         let message = [b"{", name.as_bytes(), b"}", &nonce::<40>()].concat();
         for policy in policies() {
-            for result in [
-                judge(&key(), policy, &message),
-                reply(policy, &message).map(drop),
-            ] {
+            for result in [judge(&key(), policy, &message), reply(policy, &message).map(drop)] {
                 match result {
                     Err(AuthError::UnsupportedDigest(got)) => assert_eq!(got, name),
                     other => panic!("{name}: {other:?}"),
@@ -187,28 +151,12 @@ fn other_digests_are_refused_by_name() {
 
 #[test]
 fn what_is_no_digest_name_is_malformed() {
-    for start in [
-        "",
-        "sha256",
-        "{sha256",
-        "{}",
-        "{\n}",
-        "{a b}",
-        "{\u{fc}}",
-        "}{",
-        "{sha3_2560}",
-    ] {
+    for start in ["", "sha256", "{sha256", "{}", "{\n}", "{a b}", "{\u{fc}}", "}{", "{sha3_2560}"] {
         let message = [start.as_bytes(), &[b'x'; 40]].concat();
         let judgement = judge(&key(), DigestPolicy::Sha256, &message);
-        assert!(
-            matches!(judgement, Err(AuthError::Malformed)),
-            "{start}: {judgement:?}"
-        );
+        assert!(matches!(judgement, Err(AuthError::Malformed)), "{start}: {judgement:?}");
         let answer = reply(DigestPolicy::Sha256, &message);
-        assert!(
-            matches!(answer, Err(AuthError::Malformed)),
-            "{start}: {answer:?}"
-        );
+        assert!(matches!(answer, Err(AuthError::Malformed)), "{start}: {answer:?}");
     }
 }
 
@@ -233,17 +181,11 @@ fn md5_is_refused_unless_asked_for() {
     ];
     for answer in answers {
         let judgement = judge(&key(), DigestPolicy::default(), &answer);
-        assert!(
-            matches!(judgement, Err(AuthError::TooWeak)),
-            "{judgement:?}"
-        );
+        assert!(matches!(judgement, Err(AuthError::TooWeak)), "{judgement:?}");
     }
     let named_but_as_long_as_bare = [b"{sha256}", &nonce::<12>()[..]].concat();
-    let challenges = [
-        nonce::<20>().to_vec(),
-        [b"{md5}", &nonce::<40>()[..]].concat(),
-        named_but_as_long_as_bare,
-    ];
+    let challenges =
+        [nonce::<20>().to_vec(), [b"{md5}", &nonce::<40>()[..]].concat(), named_but_as_long_as_bare];
     for message in challenges {
         let answer = reply(DigestPolicy::default(), &message);
         assert!(matches!(answer, Err(AuthError::TooWeak)), "{answer:?}");
@@ -257,18 +199,10 @@ fn md5_is_spoken_when_asked_for() {
     let code = unhex("e72bf546bb0875b186dc159b3505f2ba");
     judge(&key(), policy, &code).unwrap();
     judge(&key(), policy, &[b"{md5}", &code[..]].concat()).unwrap();
-    judge(
-        &key(),
-        policy,
-        &[b"{sha256}", &unhex(SHA256_CODE)[..]].concat(),
-    )
-    .unwrap();
+    judge(&key(), policy, &[b"{sha256}", &unhex(SHA256_CODE)[..]].concat()).unwrap();
     for wrong in [vec![7; 16], vec![7; 20], [b"{md5}", &[7; 16][..]].concat()] {
         let judgement = judge(&key(), policy, &wrong);
-        assert!(
-            matches!(judgement, Err(AuthError::Mismatch)),
-            "{judgement:?}"
-        );
+        assert!(matches!(judgement, Err(AuthError::Mismatch)), "{judgement:?}");
     }
 
     let bare = reply(policy, &nonce::<20>()).unwrap();
@@ -281,21 +215,10 @@ fn md5_is_spoken_when_asked_for() {
 #[test]
 fn garbage_never_passes_and_never_panics() {
     let key = key();
-    let starts: [&[u8]; 7] = [
-        b"",
-        CHALLENGE,
-        b"{",
-        b"{sha256}",
-        b"{md5}",
-        b"#CHALLENGE#{",
-        b"#CHALLENGE#{md5}",
-    ];
+    let starts: [&[u8]; 7] =
+        [b"", CHALLENGE, b"{", b"{sha256}", b"{md5}", b"#CHALLENGE#{", b"#CHALLENGE#{md5}"];
     for policy in policies() {
-        let answerer = Answerer {
-            key: &key,
-            policy,
-            issued: None,
-        };
+        let answerer = Answerer { key: &key, policy, issued: None };
         for start in starts {
             for len in 0..300 {
                 for fill in [0, b'}', b'{', 0xff] {
@@ -318,13 +241,7 @@ fn garbage_never_passes_and_never_panics() {
 async fn a_bogus_answer_gets_failure_and_nothing_else() {
     // conformance: OtherTest.test_deliver_challenge_auth_failure
     static TOO_LONG: [u8; 257] = [b'x'; 257];
-    let bogus: [&'static [u8]; 5] = [
-        b"something bogus",
-        b"",
-        b"{sha256}",
-        b"{sha384}0123456789",
-        &TOO_LONG,
-    ];
+    let bogus: [&'static [u8]; 5] = [b"something bogus", b"", b"{sha256}", b"{sha384}0123456789", &TOO_LONG];
     for answer in bogus {
         let mut link = Script::new([answer]);
         let error = deliver_challenge(&mut link, &key()).await.unwrap_err();
@@ -363,12 +280,8 @@ async fn a_bad_challenge_gets_no_answer() {
 #[tokio::test]
 async fn a_peer_that_hangs_up_is_an_io_error() {
     let eof = |error| matches!(error, AuthError::Io(e) if e.kind() == io::ErrorKind::UnexpectedEof);
-    assert!(eof(deliver_challenge(&mut Script::default(), &key())
-        .await
-        .unwrap_err()));
-    assert!(eof(answer_challenge(&mut Script::default(), &key())
-        .await
-        .unwrap_err()));
+    assert!(eof(deliver_challenge(&mut Script::default(), &key()).await.unwrap_err()));
+    assert!(eof(answer_challenge(&mut Script::default(), &key()).await.unwrap_err()));
 }
 
 #[tokio::test]
@@ -378,11 +291,7 @@ async fn a_failed_verdict_does_not_hide_the_mismatch() {
     #[async_trait]
     impl Link for Deaf {
         async fn send_bytes(&mut self, _frame: &[u8]) -> io::Result<()> {
-            if self.0 {
-                Err(io::ErrorKind::BrokenPipe.into())
-            } else {
-                Ok(())
-            }
+            if self.0 { Err(io::ErrorKind::BrokenPipe.into()) } else { Ok(()) }
         }
 
         async fn recv_bytes(&mut self, _max_len: usize) -> io::Result<Bytes> {
@@ -391,9 +300,7 @@ async fn a_failed_verdict_does_not_hide_the_mismatch() {
         }
     }
 
-    let error = deliver_challenge(&mut Deaf(false), &key())
-        .await
-        .unwrap_err();
+    let error = deliver_challenge(&mut Deaf(false), &key()).await.unwrap_err();
     assert!(matches!(error, AuthError::Mismatch), "{error:?}");
 }
 
@@ -427,10 +334,7 @@ async fn a_server_without_the_key_fails_at_the_second_half() {
     let key = key();
     let connecting = async move { mutual_client(&mut client, &key, DigestPolicy::Sha256).await };
     let (connected, ()) = tokio::join!(connecting, imposter);
-    assert!(
-        matches!(connected, Err(AuthError::Mismatch)),
-        "{connected:?}"
-    );
+    assert!(matches!(connected, Err(AuthError::Mismatch)), "{connected:?}");
 }
 
 #[tokio::test]
@@ -439,14 +343,8 @@ async fn a_reflected_challenge_gets_no_answer() {
     let reflecting = async move {
         let challenge = peer.recv_bytes(MAX_FRAME).await.unwrap();
         let key = key();
-        let answerer = Answerer {
-            key: &key,
-            policy: DigestPolicy::Sha256,
-            issued: None,
-        };
-        peer.send_bytes(&answerer.answer(&challenge).unwrap())
-            .await
-            .unwrap();
+        let answerer = Answerer { key: &key, policy: DigestPolicy::Sha256, issued: None };
+        peer.send_bytes(&answerer.answer(&challenge).unwrap()).await.unwrap();
         assert_eq!(peer.recv_bytes(MAX_FRAME).await.unwrap(), WELCOME);
         peer.send_bytes(&challenge).await.unwrap();
         let end = peer.recv_bytes(MAX_FRAME).await.unwrap_err();

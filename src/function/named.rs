@@ -27,7 +27,10 @@ pub(crate) enum FnId {
 
 impl FnId {
     /// How a function is named to `peer`.
-    pub(crate) fn of<C: Copy + 'static>(entry: &'static Entry<C>, peer: Option<Peer>) -> Result<Self, StartError> {
+    pub(crate) fn of<C: Copy + 'static>(
+        entry: &'static Entry<C>,
+        peer: Option<Peer>,
+    ) -> Result<Self, StartError> {
         let name = names().by_type.get(&(entry.type_id)()).map(|name| (*name).to_owned());
         let place = program::contains(std::ptr::from_ref(entry) as usize, size_of::<Entry<C>>())
             .then(|| entry.distance());
@@ -62,9 +65,11 @@ impl FnId {
         }
         match self {
             Self::Place(_) => Err("no function lies at this place of the program".to_owned()),
-            Self::Anywhere { name: Some(name), .. } => names().by_name.get(name.as_str()).copied().ok_or_else(|| {
-                format!("no function is registered as `{name}` in this program: see `register!`")
-            }),
+            Self::Anywhere { name: Some(name), .. } => {
+                names().by_name.get(name.as_str()).copied().ok_or_else(|| {
+                    format!("no function is registered as `{name}` in this program: see `register!`")
+                })
+            }
             Self::Anywhere { type_name, .. } => Err(format!(
                 "another build of the program, and `{type_name}` has no name there: register it in both with `register!`"
             )),
@@ -168,7 +173,10 @@ impl<Args: Message, R: Message> Func<Args, R> {
         let attachments = encode(&args, &mut bytes, Peer::SameBuild)
             .map_err(|error| TaskError::NotStarted(NotStarted::Unencodable(error)))?;
         let mut value = Vec::new();
-        let (value, result) = match (self.entry.code)(Incoming { bytes: &bytes, attachments: owned(attachments) }, &mut value) {
+        let (value, result) = match (self.entry.code)(
+            Incoming { bytes: &bytes, attachments: owned(attachments) },
+            &mut value,
+        ) {
             TaskRun::Done(result) => (value, result),
             TaskRun::Pending(future) => future.await,
         };

@@ -18,7 +18,7 @@ pub enum Settled<T> {
 
 /// Markers by which the compiler tells kinds of return types apart. Never named by users.
 #[doc(hidden)]
-pub mod markers {
+pub(crate) mod markers {
     use std::marker::PhantomData;
 
     #[derive(Debug)]
@@ -34,9 +34,9 @@ pub mod markers {
 }
 use markers::{Async, Boxed, Fallible, Plain};
 
-/// What a task may return: a [`Message`]; `Result<T, Failure>` or `Result<T, Box<dyn Error + Send
-/// + Sync>>`, whose error reaches the caller as [`TaskError::Returned`](crate::TaskError); or a
-/// future of one of these that is `Send`.
+/// What a task may return: a [`Message`]; a `Result` of one whose error is [`Failure`] or a boxed
+/// `dyn Error + Send + Sync`, which reaches the caller as
+/// [`TaskError::Returned`](crate::TaskError::Returned); or a future of one of these that is `Send`.
 ///
 /// A `Result` whose error is itself a message is a plain value: the caller gets it as it is.
 #[diagnostic::on_unimplemented(

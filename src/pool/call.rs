@@ -28,7 +28,8 @@ impl Call {
 macro_rules! common_options {
     () => {
         /// How long each item may run, by the kernel's clock; time in the queue does not count.
-        /// Then its worker is killed, with all that the task has started, and the error is
+        /// Then its worker is killed with its process group, which is what the task has started and
+        /// what has not left that group, and the error is
         /// [`TaskError::TimedOut`](crate::TaskError::TimedOut).
         pub fn timeout(self, timeout: std::time::Duration) -> Self {
             self.with(|options| options.timeout = Some(timeout))
@@ -36,11 +37,14 @@ macro_rules! common_options {
 
         /// How often an item is run again if its worker dies, or is killed by the timeout, while it
         /// runs. With this it may run more than once: "at least once".
+        ///
+        /// Workers that one after another die of all that they are given, more of them than the
+        /// pool has, are replaced ever more slowly: up to 5 s pass between two tries then.
         pub fn retries(self, retries: u32) -> Self {
             self.with(|options| options.retries = retries)
         }
 
-        /// Dropping this before its end kills what runs, each worker with all that it has started.
+        /// Dropping this before its end kills what runs, each worker with its process group.
         pub fn kill_on_drop(self) -> Self {
             self.with(|options| options.kill_on_drop = true)
         }

@@ -1,7 +1,6 @@
 //! The memory, the bells and the socket between a pool and one worker, as each side sees them.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,8 +11,8 @@ use crate::process::Process;
 use crate::reduction::Handle;
 use crate::ring::{Consumer, Corrupt, Doze, Layout, Memory, Producer};
 use crate::sys::memory::{self, Shared};
-use crate::sys::socket::{Mode, seqpacket_pair};
-use crate::sys::{self, Fd};
+use crate::sys::socket::{Mode, is_full, is_gone, seqpacket_pair};
+use crate::sys::{self, AsFd, Fd};
 
 /// How many runs a worker may hold.
 pub(super) const SLOTS: usize = 128;
@@ -104,12 +103,11 @@ impl Link {
         }
         // Before the run can be seen.
         if let Err(error) = run.body.send_parcel(self.socket.as_fd(), Tag { seq, index: 0 }, Mode::Try) {
-            return match error.raw_os_error() {
-                Some(libc::EAGAIN | libc::ENOBUFS | libc::ETOOMANYREFS | libc::ENOMEM) => Sent::NoRoom,
-                // It has just died, and its death takes care of what it held.
-                Some(libc::EPIPE | libc::ECONNRESET) => Sent::NoRoom,
-                _ => Sent::Impossible(NotStarted::Unencodable(serde::ser::Error::custom(error))),
-            };
+            // Gone is a worker that has just died, and its death takes care of what it held.
+            if is_full(&error) || is_gone(&error) {
+                return Sent::NoRoom;
+            }
+            return Sent::Impossible(NotStarted::Unencodable(serde::ser::Error::custom(error)));
         }
         slot(&self.memory, seq).store(0, Ordering::Relaxed);
         match self.tasks.try_push(&parts) {
@@ -250,7 +248,14 @@ impl WorkerEnd {
     }
 
     /// Publishes a reply; `more` says that the next item is in hand.
-    pub(super) fn reply(&mut self, kind: Kind, tag: Tag, payload: &[u8], body: &Body, more: bool) -> io::Result<()> {
+    pub(super) fn reply(
+        &mut self,
+        kind: Kind,
+        tag: Tag,
+        payload: &[u8],
+        body: &Body,
+        more: bool,
+    ) -> io::Result<()> {
         if let Err(error) = body.send_parcel(self.socket.as_fd(), tag, Mode::Try) {
             if error.kind() != io::ErrorKind::WouldBlock {
                 return Err(error);

@@ -20,7 +20,11 @@ const CHUNK_BYTES: usize = 64 << 10;
 /// Items, one after another, as bytes.
 pub(super) trait Source: Send {
     /// Appends the next item to `out`, and gives what goes beside it.
-    fn poll_item(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Option<Result<Attachments, CodecError>>>;
+    fn poll_item(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Vec<u8>,
+    ) -> Poll<Option<Result<Attachments, CodecError>>>;
     /// How many items there are at least.
     fn at_least(&self) -> usize;
 }
@@ -38,7 +42,11 @@ where
     F: Fn(I::Item) -> A + Send,
     A: Message,
 {
-    fn poll_item(&mut self, _: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Option<Result<Attachments, CodecError>>> {
+    fn poll_item(
+        &mut self,
+        _: &mut Context<'_>,
+        out: &mut Vec<u8>,
+    ) -> Poll<Option<Result<Attachments, CodecError>>> {
         let item = self.items.next().map(&self.args);
         Poll::Ready(item.map(|item| encode(&item, out, self.peer)))
     }
@@ -61,7 +69,11 @@ where
     F: Fn(S::Item) -> A + Send,
     A: Message,
 {
-    fn poll_item(&mut self, cx: &mut Context<'_>, out: &mut Vec<u8>) -> Poll<Option<Result<Attachments, CodecError>>> {
+    fn poll_item(
+        &mut self,
+        cx: &mut Context<'_>,
+        out: &mut Vec<u8>,
+    ) -> Poll<Option<Result<Attachments, CodecError>>> {
         let item = self.items.as_mut().poll_next(cx).map(|item| item.map(&self.args));
         item.map(|item| item.map(|item| encode(&item, out, self.peer)))
     }
@@ -134,7 +146,12 @@ impl Feed {
     }
 }
 
-fn read_chunk(source: &mut dyn Source, cx: &mut Context<'_>, chunk: usize, pieces: &mut Vec<Piece>) -> Stopped {
+fn read_chunk(
+    source: &mut dyn Source,
+    cx: &mut Context<'_>,
+    chunk: usize,
+    pieces: &mut Vec<Piece>,
+) -> Stopped {
     let mut buffer = Vec::new();
     let (mut count, mut read, mut bytes) = (0, 0, 0);
     let stopped = loop {

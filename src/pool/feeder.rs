@@ -49,7 +49,12 @@ pub(super) struct Feeder {
 impl Feeder {
     /// # Errors
     /// If the pool takes no new jobs.
-    pub(super) fn new(job: Arc<dyn Job>, owner: Owner, feed: Feed, fixed: Option<usize>) -> Result<Self, NotStarted> {
+    pub(super) fn new(
+        job: Arc<dyn Job>,
+        owner: Owner,
+        feed: Feed,
+        fixed: Option<usize>,
+    ) -> Result<Self, NotStarted> {
         owner.shared().begin_job()?;
         let permits = owner.shared().permits().map(PollSemaphore::new);
         let fixed = fixed.map(|fixed| fixed as u64);
@@ -109,7 +114,7 @@ impl Feeder {
             if self.feed.is_over() {
                 return Some(Fed::Over(self.failure.take()));
             }
-            let (outstanding, window) = (self.next - done(), self.window());
+            let (outstanding, window) = (self.next.saturating_sub(done()), self.window());
             if outstanding >= window {
                 return Some(Fed::Enough(window / 2));
             }
@@ -117,7 +122,9 @@ impl Feeder {
                 Stopped::Full | Stopped::End => {}
                 Stopped::Waiting if self.feed.pieces.is_empty() => return Some(Fed::Later),
                 Stopped::Waiting => {}
-                Stopped::Panicked(message) => self.failure = Some(TaskError::NotStarted(NotStarted::Input(message))),
+                Stopped::Panicked(message) => {
+                    self.failure = Some(TaskError::NotStarted(NotStarted::Input(message)))
+                }
             }
         }
         None

@@ -58,16 +58,10 @@ impl<R> Progress<R> {
         }
     }
 
-    /// The result, if this was the last that it waited for.
-    fn finish(&mut self) -> Option<Result<Vec<R>, TaskError>> {
-        if self.total != Some(self.answered) {
-            return None;
-        }
-        let values = std::mem::take(&mut self.values);
-        Some(match self.error.take() {
-            Some((_, error)) => Err(error),
-            None => Ok(values.into_iter().flatten().collect()),
-        })
+    /// All values and the error, if this was the last that it waited for.
+    fn finish(&mut self) -> Option<(Vec<Option<R>>, Option<TaskError>)> {
+        (self.total == Some(self.answered))
+            .then(|| (std::mem::take(&mut self.values), self.error.take().map(|(_, error)| error)))
     }
 }
 
@@ -80,7 +74,8 @@ impl<R: Message> MapJob<R> {
         wakers.extend(progress.feeder.take_if(|(few, _)| outstanding <= *few).map(|(_, waker)| waker));
         let finished = progress.finish();
         drop(progress);
-        if let Some(result) = finished {
+        if let Some((values, error)) = finished {
+            let result = error.map_or_else(|| Ok(values.into_iter().flatten().collect()), Err);
             wakers.extend(self.slot.settle(result));
         }
     }
@@ -104,7 +99,11 @@ impl<R: Message> Job for MapJob<R> {
     }
 
     fn answer(&self, answers: &mut dyn Iterator<Item = Answer<'_>>, wakers: &mut Vec<Waker>) {
-        self.update(wakers, |progress| answers.for_each(|answer| progress.put(answer.index, answer.decode())));
+        // Foreign code decodes, and may look at this very map.
+        let results: Vec<_> = answers.map(|answer| (answer.index, answer.decode())).collect();
+        self.update(wakers, |progress| {
+            results.into_iter().for_each(|(index, result)| progress.put(index, result))
+        });
     }
 
     fn lose(&self, items: Range<u64>, error: TaskError, wakers: &mut Vec<Waker>) {
@@ -156,7 +155,7 @@ impl<R: Message> Driver<R> {
                     if progress.abandoned {
                         continue;
                     }
-                    if progress.fed - progress.answered > few {
+                    if progress.fed.saturating_sub(progress.answered) > few {
                         progress.feeder = Some((few, cx.waker().clone()));
                         return Poll::Pending;
                     }

@@ -123,7 +123,11 @@ impl Pool {
         R: Outcome<M>,
         M: 'static,
     {
-        Map::new(self.owner.clone(), self.call(unary::<F, I::Item, R, M>(f)), self.items(items, |item| (item,)))
+        Map::new(
+            self.owner.clone(),
+            self.call(unary::<F, I::Item, R, M>(f)),
+            self.items(items, |item| (item,)),
+        )
     }
 
     /// Calls `f` for each tuple of arguments: [`map`](Self::map) for functions of several.
@@ -195,11 +199,11 @@ impl Pool {
         self.owner.shared().with(|scheduler, _| scheduler.close());
     }
 
-    /// Kills the workers, with all that they have started, and waits for their end. Tasks that ran
-    /// fail with [`TaskError::Aborted`], the others with [`NotStarted::Closed`].
+    /// Kills the workers, each with its process group, and waits for their end. Tasks that ran fail
+    /// with [`TaskError::Aborted`], the others with [`NotStarted::Closed`].
     ///
     /// # Errors
-    /// In a process that was forked from the pool's own.
+    /// [`Error::NotChild`] in a process that was forked from the pool's own.
     ///
     /// # Cancel safety
     /// The kill comes with the first poll; what is cancelled is the waiting.
@@ -214,12 +218,13 @@ impl Pool {
     /// ended. Streams that have begun and are neither polled nor dropped keep it waiting.
     ///
     /// # Errors
-    /// [`Error::StillRunning`] before [`close`](Self::close) or [`terminate`](Self::terminate).
+    /// [`Error::InvalidArgument`] before [`close`](Self::close) or [`terminate`](Self::terminate);
+    /// [`Error::NotChild`] in a process that was forked from the pool's own.
     ///
     /// # Cancel safety
     /// It can be called again.
     pub async fn join(&self) -> Result<()> {
-        if self.owner.shared().phase() == Phase::Running {
+        if self.owner.shared().phase().ok_or(Error::NotChild)? == Phase::Running {
             return Err(Error::invalid("the pool is still running: close or terminate it before `join`"));
         }
         self.status(|status| status.done).await;
@@ -229,11 +234,13 @@ impl Pool {
     /// Waits until all workers are ready: started, and their initializers done.
     ///
     /// # Errors
-    /// [`NotStarted::NoWorker`] if they cannot be, [`NotStarted::Closed`] if the pool ends.
+    /// [`NotStarted::NoWorker`] if they cannot be, [`NotStarted::Closed`] if the pool ends;
+    /// [`Error::NotChild`] in a process that was forked from the pool's own.
     ///
     /// # Cancel safety
     /// It can be called again.
     pub async fn ready(&self) -> Result<()> {
+        self.owner.shared().phase().ok_or(Error::NotChild)?;
         let processes = self.processes();
         self.status_or_end(|status| status.ready >= processes).await
     }

@@ -58,7 +58,9 @@ impl<R> Slot<R> {
 
     /// Fills it. A second result is not listened to.
     pub(super) fn settle(&self, result: Result<R, TaskError>) -> Option<Waker> {
-        std::mem::take(&mut *lock(&self.callbacks)).run(&result);
+        // The lock is not held while they run: they may look at this very result.
+        let callbacks = std::mem::take(&mut *lock(&self.callbacks));
+        callbacks.run(&result);
         let mut state = lock(&self.state);
         match &mut *state {
             State::Waiting(waker) => {
@@ -190,8 +192,8 @@ impl<R> AsyncResult<R> {
         }
     }
 
-    /// Ends the task. If it has not begun it never will; if it runs, its worker is killed with all
-    /// that it has started, and replaced. The result is then [`TaskError::Aborted`], unless another
+    /// Ends the task. If it has not begun it never will; if it runs, its worker is killed with
+    /// its process group, and replaced. The result is then [`TaskError::Aborted`], unless another
     /// one came first.
     pub fn abort(&self) {
         self.job.abandon();

@@ -1,7 +1,6 @@
 //! What a pool's handles, its jobs and its supervisor share.
 
 use std::ops::Range;
-use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::Duration;
@@ -16,7 +15,7 @@ use super::wire::Answer;
 use crate::error::{Error, NotStarted, TaskError};
 use crate::reduction::Peer;
 use crate::sys::per_process::process_token;
-use crate::sys::{self, Fd};
+use crate::sys::{self, AsFd, Fd};
 use crate::util::lock;
 
 /// Who asked for something, and hears what came of it. Called without the pool's lock; whom to
@@ -130,7 +129,10 @@ impl Shared {
         if wanted < core.armed {
             core.armed = wanted;
             // Zero would disarm it in the kernel, and is made one there.
-            let _ = sys::fd::arm_timer(self.timer.as_fd(), Some(Duration::from_nanos(wanted.saturating_sub(now))));
+            let _ = sys::fd::arm_timer(
+                self.timer.as_fd(),
+                Some(Duration::from_nanos(wanted.saturating_sub(now))),
+            );
         }
         if let Some(room) = &self.room {
             core.admitted += admitted;
@@ -151,7 +153,7 @@ impl Shared {
         lock(&self.core).armed
     }
 
-    /// Does what is to be done without the lock, deliveries excepted.
+    /// Does what is to be done without the lock, deliveries excepted. Retired jobs go with it.
     pub(super) fn carry_out(&self, effects: PoolEffects) {
         for bell in effects.bells {
             sys::fd::ring(bell.as_fd());
@@ -213,8 +215,9 @@ impl Shared {
         self.with(|scheduler, now| scheduler.abort(&job, kill, now));
     }
 
-    pub(super) fn phase(&self) -> Phase {
-        self.with(|scheduler, _| scheduler.phase()).unwrap_or(Phase::Terminated)
+    /// `None` in a fork of the pool's process.
+    pub(super) fn phase(&self) -> Option<Phase> {
+        self.with(|scheduler, _| scheduler.phase())
     }
 }
 

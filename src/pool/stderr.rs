@@ -2,23 +2,32 @@
 
 use std::collections::VecDeque;
 use std::io::{self, PipeReader, Read};
-use std::os::fd::AsFd;
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncWriteExt, Interest};
 
 use crate::sys::reactor::Registered;
-use crate::sys::{self, Fd};
+use crate::sys::{self, AsFd, Fd};
 use crate::util::lock;
 
 /// How much of its end is kept, in bytes.
 const TAIL: usize = 4 << 10;
+/// How much is read for the end's sake once the worker is dead, in bytes: all that a pipe holds by
+/// default. Who has inherited the pipe may write for ever.
+const REST: usize = 64 << 10;
 
 pub(super) struct Stderr {
     pipe: PipeReader,
     readiness: Registered,
     /// Also held while reading, so that what is kept has the order in which it was written.
-    tail: Mutex<VecDeque<u8>>,
+    log: Mutex<Log>,
+}
+
+#[derive(Default)]
+struct Log {
+    tail: VecDeque<u8>,
+    /// What was read and not passed on yet.
+    unsent: Vec<u8>,
 }
 
 impl Stderr {
@@ -27,29 +36,35 @@ impl Stderr {
         let (ours, theirs) = io::pipe()?;
         sys::fd::set_nonblocking(ours.as_fd(), true)?;
         let readiness = Registered::new(ours.try_clone()?.into(), Interest::READABLE)?;
-        Ok((Arc::new(Self { pipe: ours, readiness, tail: Mutex::default() }), theirs.into()))
+        Ok((Arc::new(Self { pipe: ours, readiness, log: Mutex::default() }), theirs.into()))
     }
 
-    /// Reads what is there; nothing at the end.
-    fn read(&self) -> io::Result<Vec<u8>> {
-        let mut tail = lock(&self.tail);
-        let mut buffer = vec![0; TAIL];
+    /// Reads some of what is there, and says how much: nothing at the end.
+    fn read(&self) -> io::Result<usize> {
+        let mut log = lock(&self.log);
+        let mut buffer = [0; TAIL];
         let len = (&self.pipe).read(&mut buffer)?;
-        buffer.truncate(len);
-        tail.extend(&buffer);
-        let excess = tail.len().saturating_sub(TAIL);
-        tail.drain(..excess);
-        Ok(buffer)
+        log.unsent.extend_from_slice(&buffer[..len]);
+        log.tail.extend(&buffer[..len]);
+        let excess = log.tail.len().saturating_sub(TAIL);
+        log.tail.drain(..excess);
+        Ok(len)
     }
 
-    /// Passes on what the worker writes, until its end. What this process's stderr does not take
-    /// is dropped: it may be closed.
+    /// Passes on what the worker writes, until its end, whoever reads it. What this process's
+    /// stderr does not take is dropped: it may be closed.
     pub(super) async fn forward(self: Arc<Self>) {
-        while let Ok(mut guard) = self.readiness.get().readable().await {
-            match self.read() {
-                Ok(bytes) if bytes.is_empty() => return,
-                Ok(bytes) => pass_on(bytes).await,
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => guard.clear_ready(),
+        loop {
+            let read = self.read();
+            let unsent = std::mem::take(&mut lock(&self.log).unsent);
+            if !unsent.is_empty() {
+                pass_on(&unsent).await;
+            }
+            match read {
+                Ok(0) => return,
+                Ok(_) => {}
+                // What `rest` reads meanwhile has been an edge as well.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.readiness.edge().await,
                 Err(_) => return,
             }
         }
@@ -57,19 +72,42 @@ impl Stderr {
 
     /// The end of all that it wrote, once it is dead.
     pub(super) fn rest(&self) -> String {
-        while let Ok(bytes) = self.read() {
-            if bytes.is_empty() {
-                break;
-            }
-            tokio::spawn(pass_on(bytes));
+        let mut read = 0;
+        while read < REST
+            && let Ok(len @ 1..) = self.read()
+        {
+            read += len;
         }
-        let tail: Vec<u8> = lock(&self.tail).iter().copied().collect();
+        let tail: Vec<u8> = lock(&self.log).tail.iter().copied().collect();
         String::from_utf8_lossy(&tail).into_owned()
     }
 }
 
-async fn pass_on(bytes: Vec<u8>) {
+async fn pass_on(bytes: &[u8]) {
     let mut stderr = tokio::io::stderr();
-    let _ = stderr.write_all(&bytes).await;
+    let _ = stderr.write_all(bytes).await;
     let _ = stderr.flush().await;
+}
+
+#[cfg(all(test, multiprocess))]
+mod tests {
+    use std::io::Write;
+
+    use nix::fcntl::{FcntlArg, fcntl};
+
+    use super::*;
+
+    /// Somebody else may hold the pipe and write faster than it is read.
+    #[tokio::test]
+    async fn the_rest_is_bounded() {
+        let (stderr, theirs) = Stderr::pipe().unwrap();
+        fcntl(&theirs, FcntlArg::F_SETPIPE_SZ(4 * REST as i32)).unwrap();
+        let mut theirs = std::fs::File::from(theirs);
+        theirs.write_all(&vec![b'.'; REST - 1]).unwrap();
+        theirs.write_all(&vec![b'!'; 2 * REST]).unwrap();
+        let rest = stderr.rest();
+        assert_eq!(rest.len(), TAIL);
+        assert!(rest.ends_with(".!"));
+        assert_eq!(lock(&stderr.log).unsent.len(), REST);
+    }
 }

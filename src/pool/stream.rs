@@ -69,8 +69,10 @@ impl<R: Message> Job for StreamJob<R> {
     }
 
     fn answer(&self, answers: &mut dyn Iterator<Item = Answer<'_>>, wakers: &mut Vec<Waker>) {
+        // Foreign code decodes, and may look at this very stream.
+        let results: Vec<_> = answers.map(|answer| (answer.index, answer.decode())).collect();
         let mut arrivals = lock(&self.arrivals);
-        answers.for_each(|answer| arrivals.put(answer.index, answer.decode()));
+        results.into_iter().for_each(|(index, result)| arrivals.put(index, result));
         wakers.extend(arrivals.waker.take());
     }
 
@@ -185,16 +187,22 @@ impl<R: Message> Idle<R> {
             Ok(feeder) => (Some(feeder), None),
             Err(why) => (None, Some((0, Some(TaskError::NotStarted(why))))),
         };
-        State::Running(Box::new(Running { job, owner: owner.clone(), kill_on_drop: self.options.kill_on_drop, feeder, end }))
+        State::Running(Box::new(Running {
+            job,
+            owner: owner.clone(),
+            kill_on_drop: self.options.kill_on_drop,
+            feeder,
+            end,
+        }))
     }
 }
 
 impl<R: Message> Running<R> {
     fn feed(&mut self, cx: &mut Context<'_>, held: usize) {
         let Some(feeder) = &mut self.feeder else { return };
-        let given = || lock(&self.job.arrivals).taken - held as u64;
+        let given = || lock(&self.job.arrivals).taken.saturating_sub(held as u64);
         // Not for each single item, but in handfuls.
-        if held > 0 && !feeder.is_hungry(feeder.next - given()) {
+        if held > 0 && !feeder.is_hungry(feeder.next.saturating_sub(given())) {
             return;
         }
         if let Fed::Over(error) = feeder.poll(cx, given) {
@@ -230,7 +238,9 @@ impl<R: Message> Stream for MapStream<R> {
             return Poll::Ready(Some(item));
         }
         let taken = lock(&running.job.arrivals).taken;
-        let Some((_, error)) = running.end.as_mut().filter(|(total, _)| *total == taken) else { return Poll::Pending };
+        let Some((_, error)) = running.end.as_mut().filter(|(total, _)| *total == taken) else {
+            return Poll::Pending;
+        };
         coop.made_progress();
         let error = error.take();
         if error.is_none() {

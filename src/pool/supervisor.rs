@@ -1,6 +1,5 @@
 //! The task that runs a pool: it starts workers, takes their replies, and sees them end.
 
-use std::os::fd::AsFd;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
@@ -9,6 +8,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::io::Interest;
 use tokio::task::yield_now;
+use tokio_util::sync::CancellationToken;
 
 use super::channel::{Attached, Replies, channel};
 use super::scheduler::{Death, Delivery, Run, Sent, Spec, WorkerId};
@@ -22,7 +22,7 @@ use crate::process::{ExitStatus, Process};
 use crate::ring::frames;
 use crate::sys::process::Exit;
 use crate::sys::reactor::Registered;
-use crate::sys::{self, Fd};
+use crate::sys::{self, AsFd, Fd};
 use crate::util::lock;
 
 /// How long the supervisor takes replies before others get a turn, in nanoseconds.
@@ -45,7 +45,8 @@ struct Watched {
 }
 
 enum Event {
-    Started(WorkerId, Result<Box<Born>>),
+    /// `None` if the pool's end came first.
+    Started(WorkerId, Option<Result<Box<Born>>>),
     Exited(WorkerId),
 }
 
@@ -65,6 +66,8 @@ pub(super) struct Supervisor {
     ring: Arc<Fd>,
     workers: Vec<Watched>,
     events: Events,
+    /// The pool has nothing left to do: no worker's start is worth waiting for.
+    over: CancellationToken,
     started: u64,
     buffer: Vec<u8>,
 }
@@ -85,6 +88,7 @@ impl Supervisor {
             ring,
             workers: Vec::new(),
             events: Events::new(),
+            over: CancellationToken::new(),
             started: 0,
             buffer: Vec::new(),
         })
@@ -125,15 +129,9 @@ impl Supervisor {
     async fn wait(&mut self) {
         let event = tokio::select! {
             biased;
-            // Nobody drains the bell: each ring is an edge. It is cleared before anybody looks.
-            guard = self.bell.get().readable() => {
-                guard.into_iter().for_each(|mut guard| guard.clear_ready());
-                None
-            }
-            guard = self.timer.get().readable() => {
-                guard.into_iter().for_each(|mut guard| guard.clear_ready());
-                None
-            }
+            // Nobody drains the bell: each ring is an edge.
+            () = self.bell.edge() => None,
+            () = self.timer.edge() => None,
             event = self.events.next(), if !self.events.is_empty() => event,
             () = self.shared.attention.notified() => None,
         };
@@ -191,13 +189,17 @@ impl Supervisor {
         while let Some(Some(id)) = self.shared.with(|scheduler, now| scheduler.start_due(now)) {
             self.started += 1;
             let (recipe, ring, number) = (self.recipe.clone(), self.ring.clone(), self.started);
-            self.events.push(Box::pin(async move { Event::Started(id, recipe.start(&ring, number).await) }));
+            let over = self.over.clone();
+            self.events.push(Box::pin(async move {
+                // Dropped halfway, a start kills what there is of its process.
+                Event::Started(id, over.run_until_cancelled(recipe.start(&ring, number)).await)
+            }));
         }
     }
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Started(id, Ok(born)) => {
+            Event::Started(id, Some(Ok(born))) => {
                 let Born { lane, replies, stderr } = *born;
                 let process = lane.process.clone();
                 let watched = process.clone();
@@ -213,7 +215,7 @@ impl Supervisor {
                 self.workers.push(Watched { id, process, replies, stderr });
                 self.shared.with(|scheduler, _| scheduler.started(id, lane));
             }
-            Event::Started(id, Err(error)) => {
+            Event::Started(id, Some(Err(error))) => {
                 // The next one may find more memory or a calmer machine, but not another program.
                 let hopeless = !matches!(
                     error,
@@ -222,6 +224,10 @@ impl Supervisor {
                 let why = error.to_string();
                 lock(&self.shared.start_error).get_or_insert(error);
                 self.shared.with(|scheduler, now| scheduler.start_failed(id, why, hopeless, now));
+            }
+            Event::Started(id, None) => {
+                let why = "the pool ended first".to_owned();
+                self.shared.with(|scheduler, now| scheduler.start_failed(id, why, false, now));
             }
             Event::Exited(id) => self.bury(id),
         }
@@ -242,12 +248,18 @@ impl Supervisor {
 
     /// Tells who waits how the pool is; true if it is over.
     fn report(&self) -> bool {
-        let status = self.shared.with(|scheduler, _| Status {
-            ready: scheduler.ready_workers(),
-            broken: scheduler.broken().map(str::to_owned),
-            done: scheduler.is_done(),
+        let seen = self.shared.with(|scheduler, _| {
+            let status = Status {
+                ready: scheduler.ready_workers(),
+                broken: scheduler.broken().map(str::to_owned),
+                done: scheduler.is_done(),
+            };
+            (status, scheduler.wants_end())
         });
-        let Some(status) = status else { return true };
+        let Some((status, wants_end)) = seen else { return true };
+        if wants_end {
+            self.over.cancel();
+        }
         let done = status.done;
         self.shared.status.send_if_modified(|known| {
             let news = *known != status;
@@ -261,7 +273,7 @@ impl Supervisor {
 impl Drop for Supervisor {
     /// Also when the runtime ends under the pool: then nobody may be left waiting.
     fn drop(&mut self) {
-        self.shared.with(|scheduler, _| scheduler.terminate());
+        drop(self.shared.with(|scheduler, _| scheduler.abandon()));
         self.shared.status.send_modify(|status| {
             status.ready = 0;
             status.done = true;

@@ -5,7 +5,6 @@
 //! A frame's reader therefore never waits for a parcel whose sender died.
 
 use std::io::{self, IoSlice};
-use std::os::fd::{AsFd, BorrowedFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
@@ -17,9 +16,9 @@ use crate::error::{RemotePanic, TaskError};
 use crate::function::{FnId, TaskFailure};
 use crate::reduction::{Attachments, CodecError, Handle, Incoming, Peer, decode, encode};
 use crate::ring::{Corrupt, Frames};
-use crate::sys::Fd;
 use crate::sys::memory::Frozen;
 use crate::sys::socket::{self, MAX_FDS, Mode};
+use crate::sys::{AsFd, BorrowedFd, Fd};
 
 /// The largest body inside of a frame; eight fit a ring.
 pub(super) const INLINE: usize = 32 << 10;

@@ -1,7 +1,6 @@
 //! What a worker process does: takes runs, runs their items one after another, replies.
 
 use std::io;
-use std::os::fd::AsFd;
 use std::process::ExitCode;
 
 use super::channel::WorkerEnd;
@@ -12,6 +11,7 @@ use crate::function::{TaskCode, TaskFailure, finish};
 use crate::process::catch;
 use crate::reduction::{Attachments, Incoming, Peer, encode};
 use crate::ring::frames;
+use crate::sys::AsFd;
 use crate::sys::image::Entry;
 
 /// The target of a worker process.
@@ -54,7 +54,8 @@ impl Worker {
             self.end.receive(&mut inbox)?;
             let mut orders = frames(&inbox);
             while let Some(frame) = orders.next() {
-                let order = frame.and_then(Order::parse).map_err(|error| io::Error::other(error.to_string()))?;
+                let order =
+                    frame.and_then(Order::parse).map_err(|error| io::Error::other(error.to_string()))?;
                 match order {
                     Order::Stop => return Ok(ExitCode::SUCCESS),
                     Order::Run(run) if !initialized => {
@@ -87,7 +88,9 @@ impl Worker {
         match self.call(entry, parcel.message(item)) {
             Outcome::Value(_) => Ok(()),
             Outcome::Failed(failure) => Err(format!("its initializer failed: {}", failure.into_error())),
-            Outcome::Panicked(panic) => Err(format!("its initializer failed: {}", TaskError::Panicked(panic))),
+            Outcome::Panicked(panic) => {
+                Err(format!("its initializer failed: {}", TaskError::Panicked(panic)))
+            }
         }
     }
 
@@ -129,8 +132,8 @@ impl Worker {
     fn answer(&mut self, tag: Tag, outcome: Outcome, more: bool) -> io::Result<()> {
         let (kind, attachments) = match outcome {
             Outcome::Value(attachments) => (Kind::Value, attachments),
-            Outcome::Failed(failure) => (Kind::Failed, self.encode(&failure)?),
-            Outcome::Panicked(panic) => (Kind::Panicked, self.encode(&panic)?),
+            Outcome::Failed(failure) => self.report(Kind::Failed, &failure, "error")?,
+            Outcome::Panicked(panic) => self.report(Kind::Panicked, &panic, "panic")?,
         };
         if self.value.len() <= INLINE && attachments.is_empty() {
             return self.end.reply(kind, tag, &self.value, &Body::default(), more);
@@ -143,14 +146,30 @@ impl Worker {
                 self.end.reply(kind, tag, payload, &body, more)
             }
             Err(error) => {
-                let failure = TaskFailure::Unencodable { reason: error.to_string(), value: "value".to_owned() };
-                self.encode(&failure)?;
+                self.unencodable(error.to_string(), "value")?;
                 self.end.reply(Kind::Failed, tag, &self.value, &Body::default(), more)
             }
         }
     }
 
-    /// Puts what is no value into the place of one.
+    /// Puts what is no value into the place of one, or else why that cannot be told: a report that
+    /// nobody can read must not cost the worker.
+    fn report<T: serde::Serialize>(
+        &mut self,
+        kind: Kind,
+        report: &T,
+        what: &str,
+    ) -> io::Result<(Kind, Attachments)> {
+        match self.encode(report) {
+            Ok(attachments) => Ok((kind, attachments)),
+            Err(error) => Ok((Kind::Failed, self.unencodable(error.to_string(), what)?)),
+        }
+    }
+
+    fn unencodable(&mut self, reason: String, what: &str) -> io::Result<Attachments> {
+        self.encode(&TaskFailure::Unencodable { reason, value: what.to_owned() })
+    }
+
     fn encode<T: serde::Serialize>(&mut self, report: &T) -> io::Result<Attachments> {
         self.value.clear();
         encode(report, &mut self.value, Peer::SameBuild).map_err(io::Error::other)

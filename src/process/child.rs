@@ -1,7 +1,7 @@
 //! A child as its parent sees it: from its birth to the status that it left.
 
-use std::io;
 use crate::sys::{AsFd, BorrowedFd};
+use std::io;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 

@@ -1,7 +1,7 @@
 //! Who this process is, and who its parent.
 
-use std::fmt;
 use crate::sys::AsFd;
+use std::fmt;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::Duration;
@@ -35,7 +35,8 @@ struct Parent {
     pidfd: Fd,
 }
 
-static IDENTITY: PerProcess<Mutex<Arc<Identity>>> = PerProcess::new(|| Mutex::new(Arc::new(Identity::main())));
+static IDENTITY: PerProcess<Mutex<Arc<Identity>>> =
+    PerProcess::new(|| Mutex::new(Arc::new(Identity::main())));
 
 impl Identity {
     fn main() -> Self {

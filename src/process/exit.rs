@@ -1,8 +1,8 @@
 //! The end of a process: what still has to happen, in order.
 
+use crate::sys::AsFd;
 use std::fmt;
 use std::io::Write;
-use crate::sys::AsFd;
 use std::sync::{Condvar, Mutex, Once, PoisonError};
 use std::time::Duration;
 
@@ -66,7 +66,8 @@ pub(crate) fn install_hook() {
 
 fn run_exit_path() {
     run_finalizers();
-    let (daemons, others): (Vec<_>, Vec<_>) = table::alive().into_iter().partition(|entry| entry.about.daemon);
+    let (daemons, others): (Vec<_>, Vec<_>) =
+        table::alive().into_iter().partition(|entry| entry.about.daemon);
     for entry in &others {
         wait(entry, None);
     }
@@ -125,7 +126,8 @@ pub(crate) fn leave(code: i32) -> ! {
     match LEAVING.get().get() {
         Some(leaving) => {
             // For a parent that cannot ask the kernel. It may be gone, or not reading: no matter.
-            let _ = control::send(leaving.control.as_fd(), &Report::Exiting(code), &[], Vec::new(), Mode::Try);
+            let _ =
+                control::send(leaving.control.as_fd(), &Report::Exiting(code), &[], Vec::new(), Mode::Try);
             flush();
             if leaving.run_handlers {
                 sys::process::exit_with_handlers(code)

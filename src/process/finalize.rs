@@ -77,7 +77,10 @@ impl Finalize {
 
 impl fmt::Debug for Finalize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Finalize").field("priority", &self.key.0.0).field("active", &self.still_active()).finish()
+        f.debug_struct("Finalize")
+            .field("priority", &self.key.0.0)
+            .field("active", &self.still_active())
+            .finish()
     }
 }
 

@@ -31,23 +31,24 @@ mod table;
 mod task;
 
 use std::fmt;
-use crate::sys::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 pub use self::builder::{ProcessBuilder, Run};
 use self::child::Child;
+pub use self::current::{
+    CurrentProcess, ParentProcess, cpu_count, current_process, parent_process, usable_cpu_count,
+};
 pub(crate) use self::current::{Identity, Phase, set_phase};
-pub use self::current::{CurrentProcess, ParentProcess, cpu_count, current_process, parent_process, usable_cpu_count};
 pub use self::exit::{ExitReason, exit};
 pub(crate) use self::exit::{Leaving, flush, leave, set_leaving};
-pub use self::finalize::Finalize;
 pub use self::exit_status::ExitStatus;
+pub use self::finalize::Finalize;
 pub use self::sentinel::Sentinel;
 pub use self::table::active_children;
-pub(crate) use self::task::{catch, remote_task};
 pub use self::task::{JoinHandle, spawn};
+pub(crate) use self::task::{catch, remote_task};
 use crate::authkey::AuthKey;
 use crate::error::{Error, Result};
 use crate::function::Target;
@@ -262,11 +263,6 @@ impl Process {
         } else {
             Ok(())
         }
-    }
-
-    /// For whoever keeps it registered with a reactor.
-    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
-        self.child.pidfd()
     }
 
     /// Waits for its end without reaping it, so that its group can still be killed safely.

@@ -1,7 +1,7 @@
 //! Waiting for a descriptor on whatever runtime is there.
 
-use std::io;
 use crate::sys::{AsFd, BorrowedFd};
+use std::io;
 use std::time::Duration;
 
 use tokio::io::Interest;

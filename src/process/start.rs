@@ -1,8 +1,8 @@
 //! The start of a child: an order, a birth, a handshake, each against a deadline.
 
+use crate::sys::{AsFd, BorrowedFd};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use crate::sys::{AsFd, BorrowedFd};
 use std::sync::{Arc, Mutex, OnceLock, mpsc};
 use std::time::Duration;
 
@@ -48,17 +48,26 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
         parent: identity.as_parent()?,
         lifeline: plan.about.daemon.then(lifeline).transpose()?,
         stderr: plan.stderr.map(Handle::new),
-        surroundings: if method == StartMethod::ForkServer { forkserver::surroundings() } else { Default::default() },
+        surroundings: if method == StartMethod::ForkServer {
+            forkserver::surroundings()
+        } else {
+            Default::default()
+        },
         log_level: crate::log::level_for_child(),
         executable: get_executable(),
     };
     let (args, attachments) = plan.args;
     // One message, and never more than the socket takes at once.
-    let give_order = |child: BorrowedFd<'_>| match control::send(child, &order, &args, attachments.clone(), Mode::Try) {
-        // It has ended; how, the handshake finds out.
-        Err(error) if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) => Ok(()),
-        given => given,
-    };
+    let give_order =
+        |child: BorrowedFd<'_>| match control::send(child, &order, &args, attachments.clone(), Mode::Try) {
+            // It has ended; how, the handshake finds out.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
+            {
+                Ok(())
+            }
+            given => given,
+        };
 
     let deadline = reactor::Deadline::after(plan.timeout)?;
     let timeout = plan.timeout;
@@ -66,7 +75,9 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
         for _ in 0..ATTEMPTS {
             let (ours, theirs) = sys::socket::seqpacket_pair()?;
             let newborn = match method {
-                StartMethod::Spawn => off_thread(move || Newborn::born(spawn::start(theirs.as_fd())?, ours)).await??,
+                StartMethod::Spawn => {
+                    off_thread(move || Newborn::born(spawn::start(theirs.as_fd())?, ours)).await??
+                }
                 StartMethod::Fork if plan.context.vouched() => {
                     off_thread(move || Newborn::born(fork::start(&theirs, true)?, ours)).await??
                 }

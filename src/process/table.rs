@@ -1,7 +1,7 @@
 //! The children that this process has, and the thread that reaps those whom nobody waits for.
 
-use std::io;
 use crate::sys::{AsFd, BorrowedFd};
+use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Once, Weak};
 
@@ -37,18 +37,23 @@ pub(crate) fn leave(child: &Arc<Child>) {
 /// The children that have not ended. Those that have are reaped, as in Python.
 pub fn active_children() -> Vec<Process> {
     let children = alive().into_iter().filter(|entry| !entry.about.internal);
-    children.map(|Entry { child, about, last, closed }| {
-        // All handles may be gone; then this is again the first.
-        let last = last.upgrade().unwrap_or_else(|| Arc::new(LastHandle(child.clone())));
-        Process { child, about, last, closed }
-    })
-    .collect()
+    children
+        .map(|Entry { child, about, last, closed }| {
+            // All handles may be gone; then this is again the first.
+            let last = last.upgrade().unwrap_or_else(|| Arc::new(LastHandle(child.clone())));
+            Process { child, about, last, closed }
+        })
+        .collect()
 }
 
 /// All that have not ended, pool workers and the like too.
 pub(crate) fn alive() -> Vec<Entry> {
     let all = lock(TABLE.get()).clone();
-    let (ended, alive): (Vec<_>, Vec<_>) = all.into_iter().partition(|entry| entry.child.status().is_some());
+    // This crate's own are reaped by who started them, which has to kill their group first.
+    let (own, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|entry| entry.about.internal);
+    let (ended, mut alive): (Vec<_>, Vec<_>) =
+        others.into_iter().partition(|entry| entry.child.status().is_some());
+    alive.extend(own.into_iter().filter(|entry| !sys::process::peek_exited(entry.child.pidfd())));
     for entry in ended {
         leave(&entry.child);
     }

@@ -1,10 +1,10 @@
 //! One task in a process of its own: the value comes back.
 
+use crate::sys::AsFd;
 use std::any::Any;
 use std::cell::{Cell, RefCell};
 use std::future::Future;
 use std::marker::PhantomData;
-use crate::sys::AsFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::Once;
@@ -126,7 +126,12 @@ async fn reply(process: Process) -> Answer {
     let exit = process.join().await;
     let exit = exit.unwrap_or_else(|_| super::ExitStatus::new(crate::sys::process::Exit::Unknown, false));
     let task = process.name().to_owned();
-    Err(TaskError::WorkerDied(Box::new(WorkerDied { exit, stderr_tail: String::new(), task, pid: process.pid() })))
+    Err(TaskError::WorkerDied(Box::new(WorkerDied {
+        exit,
+        stderr_tail: String::new(),
+        task,
+        pid: process.pid(),
+    })))
 }
 
 /// In the child: runs the task, sends what came of it, and gives the exit code.
@@ -166,11 +171,8 @@ pub(crate) fn catch<T>(task: &str, run: impl FnOnce() -> T) -> Result<T, RemoteP
             // Asked for by nobody but wanted by whoever reads the error, since the process where
             // it could be looked for is another one.
             let unwanted = std::env::var_os("RUST_BACKTRACE").is_some_and(|value| value == "0");
-            let backtrace = if unwanted {
-                String::new()
-            } else {
-                std::backtrace::Backtrace::force_capture().to_string()
-            };
+            let backtrace =
+                if unwanted { String::new() } else { std::backtrace::Backtrace::force_capture().to_string() };
             CAUGHT.set(Some((location, backtrace)));
         }));
     });

@@ -1,8 +1,8 @@
 //! Bytes that travel without being copied.
 
+use crate::sys::AsFd;
 use std::fmt;
 use std::ops::Deref;
-use crate::sys::AsFd;
 
 use bytes::Bytes;
 use serde::de::Error as _;

@@ -12,8 +12,8 @@ mod transfer;
 
 pub use blob::Blob;
 pub use codec::{Codec, CodecError, MessagePack};
-pub(crate) use transfer::{Attachment, Attachments, Handle, Incoming, Peer, parent, peer};
 pub(crate) use transfer::set_other_build_than_parent;
+pub(crate) use transfer::{Attachment, Attachments, Handle, Incoming, Peer, parent, peer};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -34,7 +34,11 @@ impl<T: Serialize + DeserializeOwned + Send + 'static> Message for T {}
 
 /// Appends `value` to `out` and gives what travels beside it. On an error `out` is as before and
 /// every handle where it was.
-pub(crate) fn encode<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>, peer: Peer) -> Result<Attachments, CodecError> {
+pub(crate) fn encode<T: Serialize + ?Sized>(
+    value: &T,
+    out: &mut Vec<u8>,
+    peer: Peer,
+) -> Result<Attachments, CodecError> {
     transfer::outgoing(peer, || codec::encode_into(value, out))
 }
 

@@ -4,13 +4,13 @@
 //! does not fit travels inside of it as a descriptor: a large body in a memfd, descriptors beyond
 //! what one datagram may carry in a carrier, a socket in which they lie ready.
 
-use std::io::{self, IoSlice};
 use crate::sys::{AsFd, BorrowedFd};
+use std::io::{self, IoSlice};
 
 use super::Attachment;
+use crate::sys::Fd;
 use crate::sys::memory;
 use crate::sys::socket::{self, MAX_FDS, Mode};
-use crate::sys::Fd;
 
 /// The largest body that goes inside of the datagram.
 const INLINE: usize = 64 << 10;
@@ -24,7 +24,10 @@ const CARRIER: u8 = 2;
 /// A message as it was received.
 #[derive(Debug)]
 pub(crate) enum Packet {
-    Message { body: Vec<u8>, attachments: Vec<Fd> },
+    Message {
+        body: Vec<u8>,
+        attachments: Vec<Fd>,
+    },
     /// A datagram that is not ours: what a fault handler could send with nothing but `send`.
     Raw(Vec<u8>),
     /// The peer is gone.
@@ -32,15 +35,25 @@ pub(crate) enum Packet {
 }
 
 /// Sends one message: the concatenation of `parts`, with descriptors beside.
-pub(crate) fn send(socket: BorrowedFd<'_>, parts: &[&[u8]], attachments: &[Attachment], mode: Mode) -> io::Result<()> {
+pub(crate) fn send(
+    socket: BorrowedFd<'_>,
+    parts: &[&[u8]],
+    attachments: &[Attachment],
+    mode: Mode,
+) -> io::Result<()> {
     let len = parts.iter().map(|part| part.len()).sum::<usize>();
     if len > LIMIT {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "message over 1 GiB"));
     }
     let mut head = 0;
-    let mut descriptors: Vec<BorrowedFd<'_>> = attachments.iter().map(|attachment| attachment.0.as_fd()).collect();
+    let mut descriptors: Vec<BorrowedFd<'_>> =
+        attachments.iter().map(|attachment| attachment.0.as_fd()).collect();
     // Room is left for the carrier and the memfd.
-    let carrier = if descriptors.len() > MAX_FDS - 2 { Some(carrier(&descriptors.split_off(MAX_FDS - 2))?) } else { None };
+    let carrier = if descriptors.len() > MAX_FDS - 2 {
+        Some(carrier(&descriptors.split_off(MAX_FDS - 2))?)
+    } else {
+        None
+    };
     if let Some(carrier) = &carrier {
         head |= CARRIER;
         descriptors.insert(0, carrier.as_fd());
@@ -100,7 +113,12 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, mode: Mode) -> io::Result<Packet> 
 }
 
 /// The length of what was received; 0 is the end.
-fn receive_datagram(socket: BorrowedFd<'_>, buf: &mut [u8], fds: &mut Vec<Fd>, mode: Mode) -> io::Result<usize> {
+fn receive_datagram(
+    socket: BorrowedFd<'_>,
+    buf: &mut [u8],
+    fds: &mut Vec<Fd>,
+    mode: Mode,
+) -> io::Result<usize> {
     let received = socket::recv(socket, buf, fds, mode)?;
     if received.fds_truncated {
         return Err(io::Error::other("descriptors were lost: this process is at its limit"));

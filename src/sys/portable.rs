@@ -403,7 +403,12 @@ pub(crate) mod socket {
     pub(crate) fn seqpacket_pair() -> io::Result<(Fd, Fd)> {
         unsupported()
     }
-    pub(crate) fn send(_: BorrowedFd<'_>, _: &[IoSlice<'_>], _: &[BorrowedFd<'_>], _: Mode) -> io::Result<()> {
+    pub(crate) fn send(
+        _: BorrowedFd<'_>,
+        _: &[IoSlice<'_>],
+        _: &[BorrowedFd<'_>],
+        _: Mode,
+    ) -> io::Result<()> {
         unsupported()
     }
     pub(crate) fn is_gone(_: &io::Error) -> bool {

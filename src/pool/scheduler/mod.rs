@@ -139,13 +139,22 @@ pub(super) struct Effects<J, B> {
     pub(super) deliveries: Vec<Delivery<J>>,
     pub(super) lost: Vec<Lost<J>>,
     pub(super) bells: Vec<B>,
+    /// Jobs that nothing here refers to any more. The last reference to one drops its caller's
+    /// results, which must not happen under the lock.
+    pub(super) retired: Vec<J>,
     /// The driver has something to look after: a start, a stop, a deadline.
     pub(super) attention: bool,
 }
 
 impl<J, B> Default for Effects<J, B> {
     fn default() -> Self {
-        Self { deliveries: Vec::new(), lost: Vec::new(), bells: Vec::new(), attention: false }
+        Self {
+            deliveries: Vec::new(),
+            lost: Vec::new(),
+            bells: Vec::new(),
+            retired: Vec::new(),
+            attention: false,
+        }
     }
 }
 
@@ -400,7 +409,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         let before = self.workers[index].unanswered();
         let result = self.read_replies(index, bytes);
         let worker = &mut self.workers[index];
-        let answered = before - worker.unanswered();
+        let answered = before.saturating_sub(worker.unanswered());
         worker.learn(answered, now);
         if answered > 0 {
             self.barren = 0;
@@ -422,10 +431,14 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             let reply = Reply::parse(frame?)?;
             let end = bytes.len() - all.rest();
             match reply.kind {
+                // Nothing that is called gives several values.
+                Kind::Value | Kind::Failed | Kind::Panicked if !reply.is_last() => return Err(Corrupt),
                 Kind::Value | Kind::Failed | Kind::Panicked => {
-                    let finished = worker.answered(reply.tag, reply.is_last())?;
+                    let finished = worker.answered(reply.tag)?;
                     match self.effects.deliveries.last_mut() {
-                        Some(last) if open == Some(reply.tag.seq) && !reply.is_large() => last.frames.end = end,
+                        Some(last) if open == Some(reply.tag.seq) && !reply.is_large() => {
+                            last.frames.end = end
+                        }
                         _ => {
                             let (job, base) = match (finished, worker.runs.front()) {
                                 (Some(run), _) => (run.job, run.first),
@@ -438,7 +451,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                         }
                     }
                 }
-                Kind::Skipped => worker.skipped(reply.tag)?,
+                Kind::Skipped => self.effects.retired.extend(worker.skipped(reply.tag)?.map(|run| run.job)),
                 Kind::Ready if worker.state == State::Warming => {
                     worker.state = State::Ready;
                     self.failures = 0;
@@ -491,7 +504,10 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         }
         match worker.state {
             State::Starting | State::Warming => {
-                let why = worker.failure.take().unwrap_or_else(|| format!("a worker ended before it was ready: {}", death.exit));
+                let why = worker
+                    .failure
+                    .take()
+                    .unwrap_or_else(|| format!("a worker ended before it was ready: {}", death.exit));
                 self.failed(why, now);
             }
             State::Ready if worker.is_kept() && !was_of_use => {
@@ -502,6 +518,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             }
             State::Ready | State::Stopping | State::Killed => self.barren = 0,
         }
+        self.effects.retired.extend(worker.runs.drain(..).map(|flight| flight.run.job));
         self.dispatch(now);
         self.wind_down();
     }
@@ -591,13 +608,21 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                 let error = TaskError::Aborted { began: true };
                 self.effects.lost.push(Lost { items: run.items(), job: run.job, error });
             }
-            worker.runs.clear();
+            self.effects.retired.extend(worker.runs.drain(..).map(|flight| flight.run.job));
             worker.kill();
         }
         self.effects.attention = true;
     }
 
-    fn wants_end(&self) -> bool {
+    /// Ends everything when nobody will see the workers' ends, and gives what is held of them, to
+    /// be dropped without the lock.
+    pub(super) fn abandon(&mut self) -> Vec<L> {
+        self.terminate();
+        std::mem::take(&mut self.workers).into_iter().filter_map(|worker| worker.lane).collect()
+    }
+
+    /// Whether there is nothing to do and never will be.
+    pub(super) fn wants_end(&self) -> bool {
         match self.phase {
             Phase::Running => false,
             Phase::Closed => self.open_jobs == 0 && !self.has_unfinished(),

@@ -132,7 +132,10 @@ impl Lane<Ask> for Wire {
 }
 
 fn death() -> Death {
-    Death { exit: ExitStatus::new(Exit::Signal { signal: 9, core: false }, false), stderr_tail: String::new() }
+    Death {
+        exit: ExitStatus::new(Exit::Signal { signal: 9, core: false }, false),
+        stderr_tail: String::new(),
+    }
 }
 
 /// A pool that is played, and what its callers were told.
@@ -242,13 +245,20 @@ impl Play {
 
 #[derive(Clone, Debug)]
 enum Act {
-    Submit { count: u32, timeout: bool, retries: u32 },
+    Submit {
+        count: u32,
+        timeout: bool,
+        retries: u32,
+    },
     Step(usize),
     Drain(usize),
     Die(usize),
     /// Published, but not taken before the death is seen: the driver takes it then.
     Full(usize),
-    Abort { job: usize, kill: bool },
+    Abort {
+        job: usize,
+        kill: bool,
+    },
     Wait(u64),
     Close,
     Terminate,
@@ -324,7 +334,11 @@ fn play(acts: Vec<Act>, processes: usize, max_tasks: Option<u32>, terminate: boo
     play.settle();
     for (job, count) in &jobs {
         for item in 0..u64::from(*count) {
-            assert!(play.told.contains_key(&(job.number, item)), "job {} never hears of item {item}", job.number);
+            assert!(
+                play.told.contains_key(&(job.number, item)),
+                "job {} never hears of item {item}",
+                job.number
+            );
         }
     }
     let all: usize = jobs.iter().map(|(_, count)| *count as usize).sum();
@@ -496,4 +510,89 @@ fn closing_sends_workers_home_when_all_is_done() {
     assert!(play.workers[&0].0.borrow().told_to_stop && !play.scheduler.is_done());
     play.die(0);
     assert!(play.scheduler.is_done());
+}
+
+#[test]
+fn a_timeout_beyond_all_time_never_comes() {
+    let mut play = Play::started(1);
+    play.now = 1_000_000_000;
+    play.submit(&ask(0, Some(Duration::from_secs(1 << 55)), 0), 1);
+    let worker = play.workers[&0].clone();
+    worker.0.borrow_mut().step(play.now);
+    play.now += 1_000_000_000_000;
+    play.scheduler.tick(play.now);
+    assert!(!worker.0.borrow().killed);
+    assert_eq!(play.scheduler.next_deadline(), Some(u64::MAX));
+}
+
+#[test]
+fn a_worker_that_claims_to_begin_later_and_later_is_killed() {
+    let mut play = Play::started(1);
+    play.submit(&ask(0, Some(Duration::from_millis(2)), 0), 1);
+    let worker = play.workers[&0].clone();
+    worker.0.borrow_mut().step(play.now);
+    for _ in 0..2 {
+        assert!(!worker.0.borrow().killed);
+        play.now = play.scheduler.next_deadline().expect("a deadline");
+        worker.0.borrow_mut().began_at = u64::MAX;
+        play.scheduler.tick(play.now);
+    }
+    assert!(worker.0.borrow().killed && play.now <= 5_000_000);
+    play.die(0);
+    assert!(matches!(play.told[&(0, 0)], Some(TaskError::TimedOut)));
+}
+
+#[test]
+fn an_answer_that_more_should_follow_is_corrupt() {
+    let mut play = Play::started(1);
+    play.submit(&ask(0, None, 0), 1);
+    let worker = play.workers[&0].clone();
+    worker.0.borrow_mut().step(0);
+    worker.0.borrow_mut().step(0);
+    let mut bytes = std::mem::take(&mut worker.0.borrow_mut().outbox);
+    let flags = size_of::<u32>() + 1;
+    assert_ne!(bytes[flags], 0);
+    bytes[flags] = 0;
+    assert_eq!(play.scheduler.replies(0, &bytes, 0), Err(Corrupt));
+    assert!(play.scheduler.take_effects().deliveries.is_empty());
+}
+
+/// What was withdrawn is kept until its worker has passed over it, or is gone.
+#[test]
+fn no_job_is_dropped_inside() {
+    for dies in [false, true] {
+        let mut play = Play::started(1);
+        let job = ask(0, None, 0);
+        play.submit(&job, 1);
+        play.scheduler.abort(&job, false, 0);
+        play.effects();
+        let held = Rc::downgrade(&job.spec);
+        drop(job);
+        let worker = play.workers[&0].clone();
+        worker.0.borrow_mut().step(0);
+        let bytes = std::mem::take(&mut worker.0.borrow_mut().outbox);
+        match dies {
+            true => play.scheduler.died(0, &death(), 0),
+            false => play.scheduler.replies(0, &bytes, 0).expect("it was told to skip"),
+        }
+        assert_eq!(held.strong_count(), 1);
+        let effects = play.scheduler.take_effects();
+        assert_eq!(effects.retired.len(), 1);
+        drop(effects);
+        assert_eq!(held.strong_count(), 0);
+    }
+}
+
+#[test]
+fn an_abandoned_pool_holds_no_worker() {
+    let mut play = Play::started(2);
+    play.submit(&ask(0, None, 0), 1);
+    let wire = Rc::downgrade(&play.workers[&0].0);
+    play.workers.clear();
+    let lanes = play.scheduler.abandon();
+    play.effects();
+    assert!(lanes.iter().all(|lane| lane.0.borrow().killed) && lanes.len() == 2);
+    drop(lanes);
+    assert_eq!(wire.strong_count(), 0);
+    assert!(play.scheduler.is_done() && play.told.contains_key(&(0, 0)));
 }

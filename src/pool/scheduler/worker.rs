@@ -1,6 +1,7 @@
 //! One worker as the scheduler sees it: what it was given, and how far it has come.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use super::{IN_FLIGHT, LOOK, Lane, Run, Sent, Ticket, WorkerId};
 use crate::error::TaskError;
@@ -54,6 +55,8 @@ pub(super) struct Worker<J, L> {
     since: u64,
     /// When the running item is overdue, if that is known better than by `since`.
     deadline: Option<u64>,
+    /// The item whose deadline was put off: once is all that a late beginning can ask for.
+    put_off: Option<Tag>,
     pub(super) has_answered: bool,
     /// The item that it was killed for, and what that gets.
     pub(super) doomed: Option<(Tag, TaskError)>,
@@ -75,6 +78,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
             item_time: None,
             since: 0,
             deadline: None,
+            put_off: None,
             has_answered: false,
             doomed: None,
             failure: None,
@@ -159,30 +163,26 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
     }
 
     /// Notes an answer, and gives the run if it was its last.
-    pub(super) fn answered(&mut self, tag: Tag, last: bool) -> Result<Option<Run<J>>, Corrupt> {
+    pub(super) fn answered(&mut self, tag: Tag) -> Result<Option<Run<J>>, Corrupt> {
         let front = self.runs.front_mut().ok_or(Corrupt)?;
         if front.seq != tag.seq || front.answered != tag.index || front.answered >= front.limit {
             return Err(Corrupt);
         }
-        if last {
-            front.answered += 1;
-            self.unanswered -= 1;
-            self.has_answered = true;
-            if front.answered == front.run.count {
-                return Ok(self.runs.pop_front().map(|done| done.run));
-            }
-        }
-        Ok(None)
+        front.answered += 1;
+        self.unanswered = self.unanswered.saturating_sub(1);
+        self.has_answered = true;
+        let finished = front.answered == front.run.count;
+        Ok(if finished { self.runs.pop_front().map(|done| done.run) } else { None })
     }
 
-    /// Notes that it has passed over the withdrawn rest of a run.
-    pub(super) fn skipped(&mut self, tag: Tag) -> Result<(), Corrupt> {
-        let passed = |front: &InFlight<J>| front.seq == tag.seq && front.withdrawn && front.answered == front.limit;
+    /// Notes that it has passed over the withdrawn rest of a run, and gives that run.
+    pub(super) fn skipped(&mut self, tag: Tag) -> Result<Option<Run<J>>, Corrupt> {
+        let passed =
+            |front: &InFlight<J>| front.seq == tag.seq && front.withdrawn && front.answered == front.limit;
         if !self.runs.front().is_some_and(passed) {
             return Err(Corrupt);
         }
-        self.runs.pop_front();
-        Ok(())
+        Ok(self.runs.pop_front().map(|done| done.run))
     }
 
     /// Learns from replies how long its items take.
@@ -199,12 +199,17 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
     pub(super) fn is_worth_robbing(&self, now: u64) -> bool {
         let work = self.item_time.map(|time| time.saturating_mul(self.unanswered));
         let known_long = now.saturating_sub(self.since) >= WORTH_ROBBING;
-        self.state == State::Ready && self.unanswered > 1 && (known_long || work.is_none_or(|work| work >= WORTH_ROBBING))
+        self.state == State::Ready
+            && self.unanswered > 1
+            && (known_long || work.is_none_or(|work| work >= WORTH_ROBBING))
     }
 
     /// Takes back of its last run what it has not begun.
     pub(super) fn take_back_last(&mut self) -> Option<Run<J>> {
-        (0..self.runs.len()).rev().find(|index| !self.runs[*index].withdrawn).and_then(|index| self.take_back(index))
+        (0..self.runs.len())
+            .rev()
+            .find(|index| !self.runs[*index].withdrawn)
+            .and_then(|index| self.take_back(index))
     }
 
     /// Takes back all that it has not begun.
@@ -228,7 +233,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         flight.withdrawn = true;
         flight.limit = self.lane.as_ref()?.withdraw(flight.seq).clamp(flight.answered, flight.run.count);
         let rest = flight.run.count - flight.limit;
-        self.unanswered -= u64::from(rest);
+        self.unanswered = self.unanswered.saturating_sub(u64::from(rest));
         self.budget = self.budget.map(|budget| budget + rest);
         (rest > 0).then(|| flight.run.rest(flight.limit))
     }
@@ -242,7 +247,10 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
                 (Some(lane), false) => lane.begun(flight.seq).clamp(flight.answered, flight.run.count),
                 _ => flight.limit,
             };
-            begun.extend((flight.answered..limit).map(|index| (Tag { seq: flight.seq, index }, flight.run.single(index))));
+            begun.extend(
+                (flight.answered..limit)
+                    .map(|index| (Tag { seq: flight.seq, index }, flight.run.single(index))),
+            );
         }
         begun
     }
@@ -257,8 +265,8 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         if self.state == State::Killed {
             return None;
         }
-        let timeout = self.current()?.run.job.spec().timeout?.as_nanos() as u64;
-        self.deadline.or(Some(self.since.saturating_add(timeout)))
+        let timeout = self.current()?.run.job.spec().timeout?;
+        self.deadline.or(Some(after(self.since, timeout)))
     }
 
     /// Looks at what it runs when the time for that may be over. If it is, the worker is killed;
@@ -268,10 +276,12 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         let Some(timeout) = current.run.job.spec().timeout else { return Vec::new() };
         let tag = Tag { seq: current.seq, index: current.answered };
         let has_begun = current.withdrawn || lane.begun(current.seq) > current.answered;
-        let deadline = lane.began_at().saturating_add(timeout.as_nanos() as u64);
-        if has_begun && deadline > now {
+        // The worker's word for it: neither is it believed about the future, nor twice.
+        let deadline = after(lane.began_at().min(now), timeout);
+        if has_begun && deadline > now && self.put_off != Some(tag) {
             // It began later than it could have.
             self.deadline = Some(deadline);
+            self.put_off = Some(tag);
             return Vec::new();
         }
         // From here on it cannot begin anything, so what is seen now stays true until the kill.
@@ -313,6 +323,11 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
             lane.kill();
         }
     }
+}
+
+/// The time after a pause, which may be longer than there is time.
+fn after(begin: u64, pause: Duration) -> u64 {
+    begin.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX))
 }
 
 impl<J: Clone> Run<J> {

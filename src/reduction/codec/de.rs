@@ -72,9 +72,7 @@ fn extension<'de>(input: &mut &'de [u8], len: usize) -> Result<Token<'de>> {
         (EXT_BYTES, _) => Ok(Token::Bytes(data)),
         (EXT_I128, Ok(wide)) => Ok(Token::I128(i128::from_be_bytes(wide))),
         (EXT_U128, Ok(wide)) => Ok(Token::U128(u128::from_be_bytes(wide))),
-        _ => Err(CodecError::new(&format!(
-            "unknown extension {kind} of {len} bytes"
-        ))),
+        _ => Err(CodecError::new(&format!("unknown extension {kind} of {len} bytes"))),
     }
 }
 
@@ -152,10 +150,7 @@ impl<'de> Token<'de> {
 impl<'a, 'de> Deserializer<'a, 'de> {
     #[inline]
     pub(super) fn new(input: &'a mut &'de [u8]) -> Self {
-        Self {
-            input,
-            depth: Depth::default(),
-        }
+        Self { input, depth: Depth::default() }
     }
 
     /// Hands a token, and what follows it, to the visitor method of its kind.
@@ -163,10 +158,9 @@ impl<'a, 'de> Deserializer<'a, 'de> {
     fn visit<V: Visitor<'de>>(self, token: Token<'de>, visitor: V) -> Result<V::Value> {
         match token {
             Token::Nil => visitor.visit_unit(),
-            Token::Some => visitor.visit_some(Deserializer {
-                depth: self.depth.in_container()?,
-                input: self.input,
-            }),
+            Token::Some => {
+                visitor.visit_some(Deserializer { depth: self.depth.in_container()?, input: self.input })
+            }
             Token::Bool(v) => visitor.visit_bool(v),
             Token::Unsigned(v) => visitor.visit_u64(v),
             Token::Signed(v) => visitor.visit_i64(v),
@@ -184,16 +178,8 @@ impl<'a, 'de> Deserializer<'a, 'de> {
 
     /// Has `read` read `len` elements or entries, all of them.
     #[inline]
-    fn container<T>(
-        self,
-        len: u32,
-        read: impl FnOnce(&mut Elements<'a, 'de>) -> Result<T>,
-    ) -> Result<T> {
-        let mut elements = Elements {
-            depth: self.depth.in_container()?,
-            input: self.input,
-            left: len,
-        };
+    fn container<T>(self, len: u32, read: impl FnOnce(&mut Elements<'a, 'de>) -> Result<T>) -> Result<T> {
+        let mut elements = Elements { depth: self.depth.in_container()?, input: self.input, left: len };
         let value = read(&mut elements)?;
         exhausted(elements.left as usize)?;
         Ok(value)
@@ -202,10 +188,7 @@ impl<'a, 'de> Deserializer<'a, 'de> {
     /// Visits bytes as a sequence of `u8`.
     #[inline]
     fn visit_each<V: Visitor<'de>>(self, bytes: &'de [u8], visitor: V) -> Result<V::Value> {
-        let mut bytes = Bytes {
-            depth: self.depth.in_container()?,
-            left: bytes.iter(),
-        };
+        let mut bytes = Bytes { depth: self.depth.in_container()?, left: bytes.iter() };
         let value = visitor.visit_seq(&mut bytes)?;
         exhausted(bytes.left.len())?;
         Ok(value)
@@ -214,11 +197,7 @@ impl<'a, 'de> Deserializer<'a, 'de> {
 
 #[inline]
 fn exhausted(left: usize) -> Result<()> {
-    if left == 0 {
-        Ok(())
-    } else {
-        Err(CodecError::new(&format!("{left} elements too many")))
-    }
+    if left == 0 { Ok(()) } else { Err(CodecError::new(&format!("{left} elements too many"))) }
 }
 
 impl<'de> de::Deserializer<'de> for Deserializer<'_, 'de> {
@@ -243,10 +222,7 @@ impl<'de> de::Deserializer<'de> for Deserializer<'_, 'de> {
                 visitor.visit_none()
             }
             Some((&SOME, _)) => self.deserialize_any(visitor),
-            _ => visitor.visit_some(Self {
-                depth: self.depth.in_option()?,
-                input: self.input,
-            }),
+            _ => visitor.visit_some(Self { depth: self.depth.in_option()?, input: self.input }),
         }
     }
 
@@ -260,11 +236,7 @@ impl<'de> de::Deserializer<'de> for Deserializer<'_, 'de> {
     }
 
     #[inline]
-    fn deserialize_unit_struct<V: Visitor<'de>>(
-        self,
-        _name: &'static str,
-        visitor: V,
-    ) -> Result<V::Value> {
+    fn deserialize_unit_struct<V: Visitor<'de>>(self, _name: &'static str, visitor: V) -> Result<V::Value> {
         match Token::read(self.input)? {
             // Other writers take it for a struct without fields.
             Token::Array(0) => visitor.visit_unit(),
@@ -300,9 +272,8 @@ impl<'de> de::Deserializer<'de> for Deserializer<'_, 'de> {
         match Token::read(self.input)? {
             Token::Bytes(bytes) => visitor.visit_borrowed_bytes(bytes),
             Token::Array(len) => {
-                let bytes = self.container(len, |elements| {
-                    Vec::deserialize(SeqAccessDeserializer::new(elements))
-                })?;
+                let bytes =
+                    self.container(len, |elements| Vec::deserialize(SeqAccessDeserializer::new(elements)))?;
                 visitor.visit_byte_buf(bytes)
             }
             token => self.visit(token, visitor),
@@ -318,9 +289,7 @@ impl<'de> de::Deserializer<'de> for Deserializer<'_, 'de> {
     fn deserialize_i128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
         match Token::read(self.input)? {
             // Other writers have no extension for it.
-            Token::Bin(bytes) if bytes.len() == 16 => {
-                visitor.visit_i128(number!(&mut &*bytes, i128))
-            }
+            Token::Bin(bytes) if bytes.len() == 16 => visitor.visit_i128(number!(&mut &*bytes, i128)),
             token => self.visit(token, visitor),
         }
     }
@@ -328,9 +297,7 @@ impl<'de> de::Deserializer<'de> for Deserializer<'_, 'de> {
     #[inline]
     fn deserialize_u128<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
         match Token::read(self.input)? {
-            Token::Bin(bytes) if bytes.len() == 16 => {
-                visitor.visit_u128(number!(&mut &*bytes, u128))
-            }
+            Token::Bin(bytes) if bytes.len() == 16 => visitor.visit_u128(number!(&mut &*bytes, u128)),
             token => self.visit(token, visitor),
         }
     }
@@ -343,26 +310,15 @@ impl<'de> de::Deserializer<'de> for Deserializer<'_, 'de> {
         visitor: V,
     ) -> Result<V::Value> {
         let marker = self.input.first().map(|&byte| Marker::from_u8(byte));
-        if !matches!(
-            marker,
-            Some(Marker::FixMap(_) | Marker::Map16 | Marker::Map32)
-        ) {
-            return visitor.visit_enum(Variant {
-                name: self,
-                has_content: false,
-            });
+        if !matches!(marker, Some(Marker::FixMap(_) | Marker::Map16 | Marker::Map32)) {
+            return visitor.visit_enum(Variant { name: self, has_content: false });
         }
         match Token::read(self.input)? {
             Token::Map(1) => visitor.visit_enum(Variant {
-                name: Self {
-                    depth: self.depth.in_container()?,
-                    input: self.input,
-                },
+                name: Self { depth: self.depth.in_container()?, input: self.input },
                 has_content: true,
             }),
-            _ => Err(CodecError::new(
-                "an enum is a map of one entry, from its variant to the content",
-            )),
+            _ => Err(CodecError::new("an enum is a map of one entry, from its variant to the content")),
         }
     }
 
@@ -403,10 +359,7 @@ struct Elements<'a, 'de> {
 impl<'de> Elements<'_, 'de> {
     #[inline]
     fn next<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<T::Value> {
-        seed.deserialize(Deserializer {
-            input: &mut *self.input,
-            depth: self.depth,
-        })
+        seed.deserialize(Deserializer { input: &mut *self.input, depth: self.depth })
     }
 
     /// How many are still to come: never more than the input has bytes, so that it is safe to
@@ -469,15 +422,9 @@ impl<'a, 'de> de::EnumAccess<'de> for Variant<'a, 'de> {
     type Variant = Content<'a, 'de>;
 
     #[inline]
-    fn variant_seed<T: DeserializeSeed<'de>>(
-        self,
-        seed: T,
-    ) -> Result<(T::Value, Content<'a, 'de>)> {
+    fn variant_seed<T: DeserializeSeed<'de>>(self, seed: T) -> Result<(T::Value, Content<'a, 'de>)> {
         let Deserializer { input, depth } = self.name;
-        let name = seed.deserialize(Deserializer {
-            input: &mut *input,
-            depth,
-        })?;
+        let name = seed.deserialize(Deserializer { input: &mut *input, depth })?;
         let content = self.has_content.then_some(Deserializer { input, depth });
         Ok((name, Content(content)))
     }
@@ -489,8 +436,7 @@ struct Content<'a, 'de>(Option<Deserializer<'a, 'de>>);
 impl<'a, 'de> Content<'a, 'de> {
     #[inline]
     fn expect(self, expected: &'static str) -> Result<Deserializer<'a, 'de>> {
-        self.0
-            .ok_or_else(|| de::Error::invalid_type(Unexpected::UnitVariant, &expected))
+        self.0.ok_or_else(|| de::Error::invalid_type(Unexpected::UnitVariant, &expected))
     }
 }
 
@@ -537,12 +483,7 @@ impl<'de> de::SeqAccess<'de> for Bytes<'de> {
     #[inline]
     fn next_element_seed<T: DeserializeSeed<'de>>(&mut self, seed: T) -> Result<Option<T::Value>> {
         match self.left.next() {
-            Some(&value) => seed
-                .deserialize(Byte {
-                    value,
-                    depth: self.depth,
-                })
-                .map(Some),
+            Some(&value) => seed.deserialize(Byte { value, depth: self.depth }).map(Some),
             None => Ok(None),
         }
     }
@@ -577,10 +518,7 @@ impl<'de> de::Deserializer<'de> for Byte {
 
     #[inline]
     fn deserialize_option<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value> {
-        visitor.visit_some(Self {
-            depth: self.depth.in_option()?,
-            ..self
-        })
+        visitor.visit_some(Self { depth: self.depth.in_option()?, ..self })
     }
 
     #[inline]

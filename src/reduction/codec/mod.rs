@@ -92,10 +92,7 @@ impl Codec for MessagePack {
 
 /// Appends the default encoding of `value` to `out`; on error `out` is as it was.
 #[inline]
-pub(crate) fn encode_into<T: Serialize + ?Sized>(
-    value: &T,
-    out: &mut Vec<u8>,
-) -> Result<(), CodecError> {
+pub(crate) fn encode_into<T: Serialize + ?Sized>(value: &T, out: &mut Vec<u8>) -> Result<(), CodecError> {
     let before = out.len();
     match value.serialize(ser::Serializer::new(out)) {
         Ok(_) => Ok(()),
@@ -113,10 +110,7 @@ pub(crate) fn decode<T: DeserializeOwned>(mut bytes: &[u8]) -> Result<T, CodecEr
     if bytes.is_empty() {
         Ok(value)
     } else {
-        Err(CodecError::new(&format!(
-            "{} bytes follow the value",
-            bytes.len()
-        )))
+        Err(CodecError::new(&format!("{} bytes follow the value", bytes.len())))
     }
 }
 
@@ -129,9 +123,7 @@ pub struct CodecError {
 impl CodecError {
     #[cold]
     fn new(message: &str) -> Self {
-        Self {
-            message: message.into(),
-        }
+        Self { message: message.into() }
     }
 }
 
@@ -185,10 +177,7 @@ impl Depth {
         if containers > usize::from(Self::LIMIT) {
             return Err(Self::exceeded());
         }
-        Ok(Self {
-            containers: containers as u8,
-            options: 0,
-        })
+        Ok(Self { containers: containers as u8, options: 0 })
     }
 
     /// The depth of what lies in an `Option` here.
@@ -197,10 +186,7 @@ impl Depth {
         if self.options == Self::LIMIT {
             return Err(Self::exceeded());
         }
-        Ok(Self {
-            options: self.options + 1,
-            ..self
-        })
+        Ok(Self { options: self.options + 1, ..self })
     }
 
     #[cold]

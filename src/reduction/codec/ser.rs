@@ -81,26 +81,17 @@ impl Shape {
 impl<'a> Serializer<'a> {
     #[inline]
     pub(super) fn new(out: &'a mut Vec<u8>) -> Self {
-        Self {
-            out,
-            depth: Depth::default(),
-            raw: false,
-        }
+        Self { out, depth: Depth::default(), raw: false }
     }
 
     #[inline]
     fn sequence(self, len: Option<usize>) -> Result<Sequence<'a>> {
-        Ok(Sequence {
-            mode: Mode::Undecided,
-            body: Body::open(self, Shape::Array, len.unwrap_or(0))?,
-        })
+        Ok(Sequence { mode: Mode::Undecided, body: Body::open(self, Shape::Array, len.unwrap_or(0))? })
     }
 
     #[inline]
     fn fields(self, len: Option<usize>) -> Result<Fields<'a>> {
-        Ok(Fields {
-            body: Body::open(self, Shape::Map, len.unwrap_or(0))?,
-        })
+        Ok(Fields { body: Body::open(self, Shape::Map, len.unwrap_or(0))? })
     }
 
     /// Opens `{variant: …}` and returns the writer of the content.
@@ -109,11 +100,7 @@ impl<'a> Serializer<'a> {
         let depth = self.depth.in_container()?;
         Shape::Map.header(1, self.out)?;
         emitted(encode::write_str(self.out, variant))?;
-        Ok(Self {
-            out: self.out,
-            depth,
-            raw: false,
-        })
+        Ok(Self { out: self.out, depth, raw: false })
     }
 
     #[cold]
@@ -268,21 +255,12 @@ impl<'a> ser::Serializer for Serializer<'a> {
     }
 
     #[inline]
-    fn serialize_unit_variant(
-        self,
-        _name: &'static str,
-        _index: u32,
-        variant: &'static str,
-    ) -> Result {
+    fn serialize_unit_variant(self, _name: &'static str, _index: u32, variant: &'static str) -> Result {
         self.serialize_str(variant)
     }
 
     #[inline]
-    fn serialize_newtype_struct<T: Serialize + ?Sized>(
-        self,
-        _name: &'static str,
-        value: &T,
-    ) -> Result {
+    fn serialize_newtype_struct<T: Serialize + ?Sized>(self, _name: &'static str, value: &T) -> Result {
         value.serialize(self)
     }
 
@@ -366,32 +344,18 @@ impl<'a> Body<'a> {
         let depth = to.depth.in_container()?;
         let header = to.out.len();
         shape.header(announced, to.out)?;
-        Ok(Self {
-            elements: to.out.len(),
-            out: to.out,
-            depth,
-            shape,
-            header,
-            announced,
-            count: 0,
-        })
+        Ok(Self { elements: to.out.len(), out: to.out, depth, shape, header, announced, count: 0 })
     }
 
     #[inline]
     fn write<T: Serialize + ?Sized>(&mut self, value: &T, raw: bool) -> Result {
-        value.serialize(Serializer {
-            out: &mut *self.out,
-            depth: self.depth,
-            raw,
-        })
+        value.serialize(Serializer { out: &mut *self.out, depth: self.depth, raw })
     }
 
     #[inline]
     fn close(self) -> Result {
         if self.count != self.announced {
-            replace(self.out, self.header, self.elements, |out| {
-                self.shape.header(self.count, out)
-            })?;
+            replace(self.out, self.header, self.elements, |out| self.shape.header(self.count, out))?;
         }
         Ok(Written::Value)
     }
@@ -565,11 +529,7 @@ impl ser::SerializeStruct for Fields<'_> {
     type Error = CodecError;
 
     #[inline]
-    fn serialize_field<T: Serialize + ?Sized>(
-        &mut self,
-        key: &'static str,
-        value: &T,
-    ) -> Result<()> {
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<()> {
         self.field(key, value)
     }
 
@@ -584,11 +544,7 @@ impl ser::SerializeStructVariant for Fields<'_> {
     type Error = CodecError;
 
     #[inline]
-    fn serialize_field<T: Serialize + ?Sized>(
-        &mut self,
-        key: &'static str,
-        value: &T,
-    ) -> Result<()> {
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, key: &'static str, value: &T) -> Result<()> {
         self.field(key, value)
     }
 

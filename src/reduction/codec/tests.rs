@@ -89,10 +89,7 @@ enum Untagged {
 #[serde(tag = "kind")]
 enum Internal {
     Empty,
-    Struct {
-        bytes: Vec<u8>,
-        depth: Option<Option<()>>,
-    },
+    Struct { bytes: Vec<u8>, depth: Option<Option<()>> },
     Newtype(Inner),
 }
 
@@ -116,12 +113,7 @@ enum External {
 }
 
 fn inner() -> impl Strategy<Value = Inner> {
-    (
-        vec(any::<u8>(), 0..40),
-        any::<Option<Option<u8>>>(),
-        any::<[u8; 4]>(),
-        vec(any::<u8>(), 0..40),
-    )
+    (vec(any::<u8>(), 0..40), any::<Option<Option<u8>>>(), any::<[u8; 4]>(), vec(any::<u8>(), 0..40))
         .prop_map(|(bytes, nested, array, buffer)| Inner {
             bytes,
             nested,
@@ -408,33 +400,19 @@ fn the_codec_is_the_default_format() {
     let mut out = vec![9];
     MessagePack::encode(&(1u64, "a"), &mut out).unwrap();
     assert_eq!(out, [9, 0x92, 1, 0xa1, b'a']);
-    assert_eq!(
-        MessagePack::decode::<(u64, String)>(&out[1..]).unwrap(),
-        (1, "a".into())
-    );
+    assert_eq!(MessagePack::decode::<(u64, String)>(&out[1..]).unwrap(), (1, "a".into()));
 }
 
 #[test]
 fn wide_integers_keep_to_the_short_form_where_they_fit() {
     assert_eq!(encode(&5u128), [5]);
     assert_eq!(encode(&-5i128), [0xfb]);
-    for value in [
-        i128::MIN,
-        i64::MIN as i128 - 1,
-        i64::MIN as i128,
-        u64::MAX as i128,
-        u64::MAX as i128 + 1,
-        i128::MAX,
-    ] {
+    for value in
+        [i128::MIN, i64::MIN as i128 - 1, i64::MIN as i128, u64::MAX as i128, u64::MAX as i128 + 1, i128::MAX]
+    {
         round_trips(value);
     }
-    for value in [
-        0,
-        u64::MAX as u128 + 1,
-        i128::MAX as u128,
-        i128::MAX as u128 + 1,
-        u128::MAX,
-    ] {
+    for value in [0, u64::MAX as u128 + 1, i128::MAX as u128, i128::MAX as u128 + 1, u128::MAX] {
         round_trips(value);
     }
     // A sign is not lost by reading one type as the other.

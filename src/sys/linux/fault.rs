@@ -81,19 +81,7 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _context: *mut
 }
 
 fn report(overflow: bool, signal: c_int, address: usize) {
-    let mut message = [
-        b'F',
-        u8::from(overflow),
-        signal as u8,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-        0,
-    ];
+    let mut message = [b'F', u8::from(overflow), signal as u8, 0, 0, 0, 0, 0, 0, 0, 0];
     message[3..].copy_from_slice(&(address as u64).to_le_bytes());
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     let socket = REPORT_TO.load(Ordering::SeqCst);
@@ -102,10 +90,7 @@ fn report(overflow: bool, signal: c_int, address: usize) {
 }
 
 fn say_overflow() {
-    let mut line = Line {
-        bytes: [0; 64],
-        len: 0,
-    };
+    let mut line = Line { bytes: [0; 64], len: 0 };
     line.push(b"process ");
     line.push_number(std::process::id());
     line.push(b": a thread has overflowed its stack\n");
@@ -188,9 +173,7 @@ impl AltStack {
         let page = page_size();
         // SAFETY: takes an integer only; 0 for a value that the kernel does not give.
         let saved = unsafe { libc::getauxval(AT_MINSIGSTKSZ) } as usize;
-        let usable = (saved + HANDLER_STACK)
-            .max(MIN_ALT_STACK)
-            .next_multiple_of(page);
+        let usable = (saved + HANDLER_STACK).max(MIN_ALT_STACK).next_multiple_of(page);
         let len = NonZeroUsize::new(page + usable).expect("is not zero");
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
         let flags = MapFlags::MAP_PRIVATE | MapFlags::MAP_STACK;
@@ -230,11 +213,7 @@ impl Drop for AltStack {
     fn drop(&mut self) {
         GUARD.set((0, 0));
         if self.is_current() {
-            let none = libc::stack_t {
-                ss_sp: null_mut(),
-                ss_flags: libc::SS_DISABLE,
-                ss_size: 0,
-            };
+            let none = libc::stack_t { ss_sp: null_mut(), ss_flags: libc::SS_DISABLE, ss_size: 0 };
             // SAFETY: takes the stack out of use; no handler is running on it now.
             unsafe { libc::sigaltstack(&none, null_mut()) };
         }
@@ -273,8 +252,7 @@ mod tests {
             Fork::Parent { pid } => (pidfd_open(pid).unwrap(), pid),
             Fork::Child => {
                 reset_signals();
-                let no_core =
-                    nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
+                let no_core = nix::sys::resource::setrlimit(nix::sys::resource::Resource::RLIMIT_CORE, 0, 0);
                 install(theirs.as_raw_fd());
                 if no_core.is_ok() && dup2_onto(stderr_in, 2).is_ok() && guard_thread().is_ok() {
                     fault();
@@ -287,12 +265,7 @@ mod tests {
         let exit = try_wait(child.as_fd()).unwrap().unwrap();
         let mut text = String::new();
         File::from(stderr).read_to_string(&mut text).unwrap();
-        Death {
-            exit,
-            reports: reports(&ours),
-            stderr: text,
-            pid,
-        }
+        Death { exit, reports: reports(&ours), stderr: text, pid }
     }
 
     fn reports(socket: &OwnedFd) -> Vec<(u8, i32, u64)> {
@@ -367,14 +340,7 @@ mod tests {
             let len = NonZeroUsize::MIN;
             // SAFETY: the kernel chooses the address.
             let map = unsafe {
-                nix::sys::mman::mmap(
-                    None,
-                    len,
-                    ProtFlags::PROT_READ,
-                    MapFlags::MAP_SHARED,
-                    &fd,
-                    0,
-                )
+                nix::sys::mman::mmap(None, len, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, &fd, 0)
             };
             let cut = nix::unistd::ftruncate(&fd, 0);
             if let (Ok(map), Ok(())) = (map, cut) {

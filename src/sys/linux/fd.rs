@@ -54,10 +54,7 @@ pub(crate) fn arm_timer(fd: BorrowedFd, after: Option<Duration>) -> io::Result<(
     let zero = *TimeSpec::from_duration(Duration::ZERO).as_ref();
     // A zero time would disarm.
     let value = after.map_or(zero, |d| *timespec(d.max(Duration::from_nanos(1))).as_ref());
-    let spec = libc::itimerspec {
-        it_interval: zero,
-        it_value: value,
-    };
+    let spec = libc::itimerspec { it_interval: zero, it_value: value };
     // SAFETY: `spec` outlives the call, and a null pointer declines the old value.
     let result = unsafe { libc::timerfd_settime(fd.as_raw_fd(), 0, &spec, std::ptr::null_mut()) };
     Errno::result(result)?;
@@ -127,12 +124,7 @@ pub(crate) fn raise_fd_limit() {
 pub(crate) fn open_fds() -> io::Result<Vec<RawFd>> {
     let mut fds = Vec::new();
     for entry in std::fs::read_dir("/proc/self/fd")? {
-        fds.extend(
-            entry?
-                .file_name()
-                .to_str()
-                .and_then(|n| n.parse::<RawFd>().ok()),
-        );
+        fds.extend(entry?.file_name().to_str().and_then(|n| n.parse::<RawFd>().ok()));
     }
     // The directory was itself in the list and is closed by now.
     fds.retain(|&fd| is_open(fd));
@@ -356,9 +348,7 @@ mod tests {
             let bell = eventfd();
             let after = open_fds().unwrap_or_default();
             let number = bell.as_ref().map_or(-1, AsRawFd::as_raw_fd);
-            before.contains(&0) == is_open(0)
-                && after.len() == before.len() + 1
-                && after.contains(&number)
+            before.contains(&0) == is_open(0) && after.len() == before.len() + 1 && after.contains(&number)
         });
     }
 

@@ -39,7 +39,12 @@ pub(crate) fn order() -> Option<String> {
 /// Calls the entries that the linker would call after `own`: other crates' constructors, such as
 /// the ones that collect the names registry.
 #[cfg(feature = "init-hook")]
-fn run_entries_after(own: &'static InitFn, argc: c_int, argv: *const *const c_char, envp: *const *const c_char) {
+fn run_entries_after(
+    own: &'static InitFn,
+    argc: c_int,
+    argv: *const *const c_char,
+    envp: *const *const c_char,
+) {
     unsafe extern "C" {
         static __init_array_end: [Option<InitFn>; 0];
     }

@@ -6,7 +6,7 @@ use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, AtomicU64};
+use std::sync::atomic::AtomicU64;
 
 use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
@@ -85,11 +85,6 @@ fn seal(fd: BorrowedFd, seals: SealFlag) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether the size can never change again.
-pub(crate) fn is_fixed_size(fd: BorrowedFd) -> bool {
-    has_seals(fd, SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW)
-}
-
 /// Whether neither what is there nor that it is there can ever change again.
 pub(crate) fn is_frozen(fd: BorrowedFd) -> bool {
     has_seals(fd, SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_WRITE)
@@ -97,8 +92,7 @@ pub(crate) fn is_frozen(fd: BorrowedFd) -> bool {
 
 /// What is no memfd has no seals.
 fn has_seals(fd: BorrowedFd, wanted: SealFlag) -> bool {
-    fcntl(fd, FcntlArg::F_GET_SEALS)
-        .is_ok_and(|seals| SealFlag::from_bits_retain(seals).contains(wanted))
+    fcntl(fd, FcntlArg::F_GET_SEALS).is_ok_and(|seals| SealFlag::from_bits_retain(seals).contains(wanted))
 }
 
 /// The length of a file in bytes.
@@ -200,35 +194,18 @@ impl Shared {
         Ok(Shared(mapping))
     }
 
-    /// The length in bytes.
-    pub(crate) fn len(&self) -> usize {
-        self.0.len
-    }
-
-    /// Copies out. Bytes that somebody is just writing may come mixed of old and new.
-    ///
-    /// # Panics
-    /// If the range is not within the memory, as all methods here.
-    pub(crate) fn read(&self, offset: usize, into: &mut [u8]) {
-        let len = into.len();
-        let from = self.range(offset, len);
-        // A plain copy, since one by atomic words would not be vectorised. A racing peer can be
-        // another process only or breaks its protocol; all that the copy yields is bytes.
-        // SAFETY: `from` has `len` mapped bytes, and `into`, a unique reference, cannot
-        // overlap memory to which no reference exists.
-        unsafe { from.copy_to_nonoverlapping(NonNull::from(into).cast(), len) };
-    }
-
-    /// Appends a copy of `len` bytes to `into`, as [`read`](Self::read) does.
+    /// Appends a copy of `len` bytes to `into`. Bytes that somebody is just writing may come mixed of
+    /// old and new.
     pub(crate) fn append_to(&self, offset: usize, len: usize, into: &mut Vec<u8>) {
         let from = self.range(offset, len);
         into.reserve(len);
         let spare = into.spare_capacity_mut();
-        // SAFETY: as in `read`; `spare` has room for `len` bytes, and they are initialised before
-        // the length says so.
+        // A plain copy, since one by atomic words would not be vectorised. A racing peer can be
+        // another process only or breaks its protocol; all that the copy yields is bytes.
+        // SAFETY: `from` has `len` mapped bytes; `spare` has room for as many, cannot overlap memory
+        // to which no reference exists, and is initialised before the length says so.
         unsafe {
-            from.as_ptr()
-                .copy_to_nonoverlapping(spare.as_mut_ptr().cast(), len);
+            from.as_ptr().copy_to_nonoverlapping(spare.as_mut_ptr().cast(), len);
             into.set_len(into.len() + len);
         }
     }
@@ -236,22 +213,11 @@ impl Shared {
     /// Copies in. Who reads at the same time may see old and new bytes mixed.
     pub(crate) fn write(&self, offset: usize, bytes: &[u8]) {
         let to = self.range(offset, bytes.len());
-        // SAFETY: as in `read`, with the parts exchanged.
+        // SAFETY: as in `append_to`, with the parts exchanged.
         unsafe { to.copy_from_nonoverlapping(NonNull::from(bytes).cast(), bytes.len()) };
     }
 
     /// A word in the memory.
-    ///
-    /// # Panics
-    /// Also if the offset is not a multiple of 4.
-    pub(crate) fn atomic_u32(&self, offset: usize) -> &AtomicU32 {
-        let word = self.range(offset, size_of::<AtomicU32>()).cast();
-        assert!(word.is_aligned(), "offset {offset} is not a multiple of 4");
-        // SAFETY: mapped and writable as long as `self` lives, aligned, and any bits are a value.
-        unsafe { word.as_ref() }
-    }
-
-    /// A double word in the memory.
     ///
     /// # Panics
     /// Also if the offset is not a multiple of 8.
@@ -264,11 +230,7 @@ impl Shared {
 
     fn range(&self, offset: usize, len: usize) -> NonNull<u8> {
         let fits = offset.checked_add(len).is_some_and(|end| end <= self.0.len);
-        assert!(
-            fits,
-            "{len} bytes at {offset} are not within {}",
-            self.0.len
-        );
+        assert!(fits, "{len} bytes at {offset} are not within {}", self.0.len);
         // SAFETY: within the mapping, as just checked.
         unsafe { self.0.start.add(offset) }
     }
@@ -371,11 +333,10 @@ mod tests {
     #[test]
     fn a_fixed_size_is_fixed() {
         let fd = memfd("test", 100).unwrap();
-        assert!(!is_fixed_size(fd.as_fd()));
         assert_eq!(len(fd.as_fd()).unwrap(), 100);
         assert!(Shared::map(fd.as_fd()).is_err());
         seal_fixed_size(fd.as_fd()).unwrap();
-        assert!(is_fixed_size(fd.as_fd()) && !is_frozen(fd.as_fd()));
+        assert!(!is_frozen(fd.as_fd()));
         assert!(seal_frozen(fd.as_fd()).is_err());
         let file = File::from(fd);
         assert!(file.set_len(99).is_err() && file.set_len(101).is_err());
@@ -409,16 +370,15 @@ mod tests {
     fn no_bytes_are_fine() {
         assert!(Frozen::map(frozen(b"").as_fd()).unwrap().is_empty());
         let shared = Shared::map(fixed(0).as_fd()).unwrap();
-        shared.read(0, &mut []);
+        shared.append_to(0, 0, &mut Vec::new());
         shared.write(0, &[]);
-        assert_eq!(shared.len(), 0);
         assert_eq!(read_all(fixed(0).as_fd(), 10).unwrap(), b"");
     }
 
     #[test]
     fn what_is_no_memfd_is_neither() {
         let file = File::open("/proc/self/exe").unwrap();
-        assert!(!is_fixed_size(file.as_fd()) && !is_frozen(file.as_fd()));
+        assert!(!is_frozen(file.as_fd()));
     }
 
     #[test]
@@ -438,32 +398,23 @@ mod tests {
     #[test]
     fn two_mappings_are_one_memory() {
         let fd = fixed(64);
-        let (a, b) = (
-            Shared::map(fd.as_fd()).unwrap(),
-            Shared::map(fd.as_fd()).unwrap(),
-        );
+        let (a, b) = (Shared::map(fd.as_fd()).unwrap(), Shared::map(fd.as_fd()).unwrap());
         a.write(3, b"hello");
         let mut bytes = b">".to_vec();
         b.append_to(3, 5, &mut bytes);
         assert_eq!(bytes, b">hello");
-        let mut bytes = [0; 2];
-        b.read(7, &mut bytes);
-        assert_eq!(&bytes, b"o\0");
-        a.atomic_u32(16).store(7, SeqCst);
-        assert_eq!(b.atomic_u32(16).load(SeqCst), 7);
         a.atomic_u64(56).store(u64::MAX, SeqCst);
-        b.read(62, &mut bytes);
-        assert_eq!(bytes, [255; 2]);
+        b.append_to(62, 2, &mut bytes);
+        assert_eq!(bytes, b">hello\xff\xff");
     }
 
     #[test]
     fn access_outside_panics() {
         let map = Shared::map(fixed(64).as_fd()).unwrap();
         assert!(panics(|| map.write(60, b"12345")));
-        assert!(panics(|| map.read(usize::MAX, &mut [0; 2])));
+        assert!(panics(|| map.append_to(usize::MAX, 2, &mut Vec::new())));
         assert!(panics(|| map.append_to(0, 65, &mut Vec::new())));
-        assert!(panics(|| _ = map.atomic_u32(62)));
-        assert!(panics(|| _ = map.atomic_u32(64)));
+        assert!(panics(|| _ = map.atomic_u64(64)));
         assert!(panics(|| _ = map.atomic_u64(4)));
         map.write(64, b"");
     }

@@ -39,11 +39,7 @@ pub(crate) fn die_with(lifeline: BorrowedFd, whole_group: bool) -> io::Result<Ow
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
     let own = open(path.as_str(), flags, Mode::empty())?;
     // A negative number stands for a group.
-    let owner = if whole_group {
-        -getpgrp().as_raw()
-    } else {
-        getpid().as_raw()
-    };
+    let owner = if whole_group { -getpgrp().as_raw() } else { getpid().as_raw() };
     set(own.as_fd(), libc::F_SETOWN, owner)?;
     set(own.as_fd(), F_SETSIG, libc::SIGKILL)?;
     fcntl(&own, FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_ASYNC))?;
@@ -74,8 +70,8 @@ mod tests {
 
     use super::super::fd::replace_all_except;
     use super::super::process::{
-        Exec, Exit, Fork, exit_now, fork, getpid, pidfd_open, pidfd_signal, posix_spawn,
-        set_own_group, try_wait,
+        Exec, Exit, Fork, exit_now, fork, getpid, pidfd_open, pidfd_signal, posix_spawn, set_own_group,
+        try_wait,
     };
     use super::*;
 
@@ -183,12 +179,7 @@ mod tests {
     fn a_group_dies_with_the_programs_in_it() {
         dies_with_its_parent(true, 2, |report| {
             let args = ["sleep", "1000"].map(|a| CString::new(a).unwrap());
-            let program = posix_spawn(&Exec {
-                program: c"/bin/sleep",
-                args: &args,
-                env: &[],
-                fds: &[],
-            });
+            let program = posix_spawn(&Exec { program: c"/bin/sleep", args: &args, env: &[], fds: &[] });
             tell(report, getpid());
             tell(report, program.unwrap_or(0));
         });

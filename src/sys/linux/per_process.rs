@@ -14,7 +14,9 @@ pub(crate) fn process_token() -> u64 {
     match token.load(Ordering::Acquire) {
         0 => {
             let fresh = NEXT.fetch_add(1, Ordering::Relaxed);
-            token.compare_exchange(0, fresh, Ordering::AcqRel, Ordering::Acquire).map_or_else(|set| set, |_| fresh)
+            token
+                .compare_exchange(0, fresh, Ordering::AcqRel, Ordering::Acquire)
+                .map_or_else(|set| set, |_| fresh)
         }
         set => set,
     }
@@ -50,7 +52,8 @@ impl<T: Send + Sync> PerProcess<T> {
                 _ => {
                     let fresh = Box::into_raw(Box::new(Owned { token, value: (self.make)() }));
                     // Whoever loses this race leaks an empty value, once in a process's life.
-                    let _ = self.current.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire);
+                    let _ =
+                        self.current.compare_exchange(current, fresh, Ordering::AcqRel, Ordering::Acquire);
                 }
             }
         }

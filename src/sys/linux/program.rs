@@ -50,7 +50,8 @@ unsafe extern "C" fn first_object(info: *mut libc::dl_phdr_info, _: usize, data:
 /// Notes are (name length, description length, type) and both texts, padded to four bytes.
 fn gnu_build_id(mut notes: &[u8]) -> Option<&[u8]> {
     const NT_GNU_BUILD_ID: u32 = 3;
-    let word = |bytes: &[u8], n: usize| u32::from_ne_bytes(bytes[n * 4..][..4].try_into().expect("four bytes"));
+    let word =
+        |bytes: &[u8], n: usize| u32::from_ne_bytes(bytes[n * 4..][..4].try_into().expect("four bytes"));
     while notes.len() >= 12 {
         let (name, desc, kind) = (word(notes, 0) as usize, word(notes, 1) as usize, word(notes, 2));
         let from = 12 + name.next_multiple_of(4);

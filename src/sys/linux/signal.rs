@@ -63,8 +63,7 @@ fn set(signal: Signal, handler: SigHandler) {
 }
 
 fn unblock_all() {
-    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None)
-        .expect("an empty mask is valid");
+    pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).expect("an empty mask is valid");
 }
 
 #[cfg(test)]
@@ -99,10 +98,7 @@ mod tests {
             raise(Signal::SIGTERM);
             reset_signals();
         });
-        assert!(matches!(
-            status,
-            WaitStatus::Signaled(_, Signal::SIGTERM, _)
-        ));
+        assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGTERM, _)));
     }
 
     #[test]
@@ -116,10 +112,7 @@ mod tests {
             raise(Signal::SIGQUIT);
             raise(Signal::SIGUSR1);
         });
-        assert!(matches!(
-            status,
-            WaitStatus::Signaled(_, Signal::SIGUSR1, _)
-        ));
+        assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGUSR1, _)));
     }
 
     #[test]
@@ -130,10 +123,7 @@ mod tests {
             raise(Signal::SIGINT);
             raise(Signal::SIGTERM);
         });
-        assert!(matches!(
-            status,
-            WaitStatus::Signaled(_, Signal::SIGTERM, _)
-        ));
+        assert!(matches!(status, WaitStatus::Signaled(_, Signal::SIGTERM, _)));
     }
 
     #[test]

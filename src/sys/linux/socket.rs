@@ -6,8 +6,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use nix::errno::Errno;
 use nix::sys::socket::{
-    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, setsockopt, socketpair,
-    sockopt,
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, setsockopt, socketpair, sockopt,
 };
 
 /// The most descriptors that the kernel takes beside one message.
@@ -47,12 +46,7 @@ pub(crate) struct Received {
 
 /// A connected pair of blocking, close-on-exec `SOCK_SEQPACKET` sockets.
 pub(crate) fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
-    let (a, b) = socketpair(
-        AddressFamily::Unix,
-        SockType::SeqPacket,
-        None,
-        SockFlag::SOCK_CLOEXEC,
-    )?;
+    let (a, b) = socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC)?;
     for end in [&a, &b] {
         // The first needs a privilege and the second is capped by the system: with neither, the
         // default size has to do.
@@ -68,12 +62,7 @@ pub(crate) fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
 /// `InvalidInput` for a message without bytes, which the receiver would take for the end, and for
 /// more than [`MAX_FDS`] descriptors; `EMSGSIZE` for a message that can never fit; `ETOOMANYREFS`
 /// when too many of the user's descriptors are in flight. Nothing was sent then.
-pub(crate) fn send(
-    fd: BorrowedFd,
-    parts: &[IoSlice],
-    fds: &[BorrowedFd],
-    mode: Mode,
-) -> io::Result<()> {
+pub(crate) fn send(fd: BorrowedFd, parts: &[IoSlice], fds: &[BorrowedFd], mode: Mode) -> io::Result<()> {
     if fds.len() > MAX_FDS || parts.iter().all(|p| p.is_empty()) {
         return Err(io::ErrorKind::InvalidInput.into());
     }
@@ -128,8 +117,7 @@ pub(crate) fn is_seqpacket(fd: RawFd) -> bool {
 
 /// Room for the header and the descriptors of one message, aligned as the kernel wants it.
 // SAFETY: CMSG_SPACE only computes.
-const CONTROL_LEN: usize =
-    unsafe { libc::CMSG_SPACE((MAX_FDS * size_of::<RawFd>()) as u32) } as usize;
+const CONTROL_LEN: usize = unsafe { libc::CMSG_SPACE((MAX_FDS * size_of::<RawFd>()) as u32) } as usize;
 
 #[repr(C, align(8))]
 struct Control([MaybeUninit<u8>; CONTROL_LEN]);
@@ -145,10 +133,7 @@ pub(crate) fn recv(
 ) -> io::Result<Received> {
     // nix gives up the descriptors of a message whose control data was cut, and so leaks them.
     let mut control = Control([MaybeUninit::uninit(); CONTROL_LEN]);
-    let mut iov = libc::iovec {
-        iov_base: buf.as_mut_ptr().cast(),
-        iov_len: buf.len(),
-    };
+    let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
     let flags = mode.flags().bits() | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: all-zero is a valid `msghdr`; some libcs have private padding in it.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
@@ -223,31 +208,17 @@ mod tests {
         Ok((received, fds))
     }
 
-    const NOTHING_LOST: Received = Received {
-        len: 0,
-        truncated: false,
-        fds_truncated: false,
-    };
+    const NOTHING_LOST: Received = Received { len: 0, truncated: false, fds_truncated: false };
 
     #[test]
     fn messages_stay_whole_and_in_order() {
         let (a, b) = seqpacket_pair().unwrap();
-        let parts = [
-            IoSlice::new(b"one"),
-            IoSlice::new(b""),
-            IoSlice::new(b"two"),
-        ];
+        let parts = [IoSlice::new(b"one"), IoSlice::new(b""), IoSlice::new(b"two")];
         send(a.as_fd(), &parts, &[], Mode::Wait).unwrap();
         send_bytes(&a, b"three").unwrap();
         let mut buf = [0; 64];
         let (received, fds) = recv_into(&b, &mut buf).unwrap();
-        assert_eq!(
-            received,
-            Received {
-                len: 6,
-                ..NOTHING_LOST
-            }
-        );
+        assert_eq!(received, Received { len: 6, ..NOTHING_LOST });
         assert_eq!(&buf[..6], b"onetwo");
         assert!(fds.is_empty());
         let (received, _) = recv_into(&b, &mut buf).unwrap();
@@ -263,13 +234,7 @@ mod tests {
         let all = vec![write_end.as_fd(); MAX_FDS];
         send(a.as_fd(), &[IoSlice::new(b"x")], &all, Mode::Wait).unwrap();
         let (received, fds) = recv_into(&b, &mut [0; 8]).unwrap();
-        assert_eq!(
-            received,
-            Received {
-                len: 1,
-                ..NOTHING_LOST
-            }
-        );
+        assert_eq!(received, Received { len: 1, ..NOTHING_LOST });
         assert_eq!(fds.len(), MAX_FDS);
         for fd in &fds {
             let flags = fcntl(fd, FcntlArg::F_GETFD).unwrap();
@@ -333,9 +298,7 @@ mod tests {
         send_bytes(&a, b"words").unwrap();
         drop(a);
         let mut buf = [0; 8];
-        let lens: Vec<usize> = (0..3)
-            .map(|_| recv_into(&b, &mut buf).unwrap().0.len)
-            .collect();
+        let lens: Vec<usize> = (0..3).map(|_| recv_into(&b, &mut buf).unwrap().0.len).collect();
         assert_eq!(lens, [4, 5, 0]);
     }
 

@@ -136,7 +136,7 @@ mod tests {
     use std::time::Duration;
 
     use super::super::super::fd::poll_readable;
-    use super::super::{Exit, Fork, exit_now, fork, getpid, getppid, gettid, pidfd_open, try_wait};
+    use super::super::{Exit, Fork, exit_now, fork, getpid, gettid, pidfd_open, try_wait};
     use super::*;
 
     fn wait(pidfd: &OwnedFd) -> Exit {
@@ -163,8 +163,7 @@ mod tests {
             Fork::Child => exit_now(match clone_sibling() {
                 Ok(Sibling::Parent { pid, pidfd }) => {
                     let told = nix::unistd::write(&write_end, &pid.to_ne_bytes()) == Ok(4);
-                    let not_ours =
-                        try_wait(pidfd.as_fd()).is_ok_and(|e| !matches!(e, Some(Exit::Code(_))));
+                    let not_ours = try_wait(pidfd.as_fd()).is_ok_and(|e| !matches!(e, Some(Exit::Code(_))));
                     i32::from(!(told && not_ours))
                 }
                 Ok(Sibling::Child) => sibling(),
@@ -181,7 +180,7 @@ mod tests {
     fn the_parent_reaps_the_sibling_of_a_dead_server() {
         let this = getpid();
         let (server, sibling) = served(|| {
-            let ours = getppid() == this && gettid() == getpid();
+            let ours = nix::unistd::getppid().as_raw() == this && gettid() == getpid();
             i32::from(!ours) + 50
         });
         assert_eq!(wait(&server), Exit::Code(0));
