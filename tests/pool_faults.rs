@@ -1143,3 +1143,23 @@ fn arguments_are_let_go() {
         eventually("no argument", || LIVING.load(Ordering::SeqCst) == 0).await;
     });
 }
+
+#[test]
+fn a_task_that_forks_leaves_no_second_worker() {
+    run(60, async {
+        let pool = mp::Pool::new(1).await.unwrap();
+        let fork = |panics: bool| {
+            // SAFETY: the copy runs nothing but what this crate does with a task that came back.
+            let pid = unsafe { libc::fork() };
+            assert!(pid != 0 || !panics, "in the copy");
+            pid
+        };
+        for panics in [false, true] {
+            let pid = pool.apply(fork, (panics,)).await.unwrap();
+            assert!(pid > 0);
+        }
+        let square = |x: u64| x * x;
+        let squares = pool.map(square, 0..500).await.unwrap();
+        assert_eq!(squares, (0..500).map(|x| x * x).collect::<Vec<_>>());
+    });
+}

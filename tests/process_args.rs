@@ -213,10 +213,10 @@ fn a_handle_outside_of_a_message_cannot_be_written() {
 }
 
 mod arithmetic {
-    pub fn square(x: u64) -> u64 {
+    pub(crate) fn square(x: u64) -> u64 {
         x * x
     }
-    pub async fn cube(x: u64) -> u64 {
+    pub(crate) async fn cube(x: u64) -> u64 {
         x * x * x
     }
 }

@@ -201,7 +201,7 @@ mod linux {
     fn prints() {
         fn child(name: String) {
             println!("the child's line by {name}");
-            print!("and half a line\n");
+            println!("and half a line");
         }
         runtime().block_on(async {
             for ctx in methods() {
@@ -312,7 +312,9 @@ mod linux {
         for text in ["d01", "d02", "d03"] {
             mp::util::Finalize::new(1, note(text));
         }
-        mp::util::Finalize::new(10, || drop(mp::util::Finalize::new(5, note("registered by another"))));
+        mp::util::Finalize::new(10, || {
+            mp::util::Finalize::new(5, note("registered by another"));
+        });
         mp::util::Finalize::new(10, note("d10"));
         std::panic::set_hook(Box::new(|_| {}));
         runtime().block_on(async {
@@ -371,7 +373,9 @@ mod linux {
             // SAFETY: closing descriptors is all that is done between fork and exec.
             unsafe {
                 program.pre_exec(move || {
-                    closed.iter().for_each(|fd| drop(libc::close(*fd)));
+                    closed.iter().for_each(|fd| {
+                        libc::close(*fd);
+                    });
                     Ok(())
                 })
             };
@@ -440,6 +444,7 @@ mod linux {
 
     /// Has a daemon, which has a program of its own, and tells their ids; then it waits to be killed.
     async fn middle(address: String) {
+        #[allow(clippy::zombie_processes, reason = "it ends with this process")]
         fn daemon(address: String) {
             let program = Command::new("/bin/sleep").arg("1000").spawn().unwrap();
             let mut call = Call::to(&address);

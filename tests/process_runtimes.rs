@@ -96,7 +96,7 @@ fn without_any_runtime_a_process_can_be_asked_and_ended() {
             let child = runtime().block_on(builder.start()).unwrap();
             std::thread::spawn(move || {
                 assert!(child.is_alive());
-                assert_eq!(mp::active_children(), [child.clone()]);
+                assert_eq!(mp::active_children(), std::slice::from_ref(&child));
                 child.kill().unwrap();
                 let sentinel = child.sentinel().unwrap();
                 support::process::eventually("it ends", || sentinel.is_ready());

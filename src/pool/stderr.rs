@@ -1,13 +1,13 @@
 //! A worker's stderr: passed on to this process's, its end kept for the error of a death.
 
 use std::collections::VecDeque;
-use std::io::{self, PipeReader, Read};
+use std::io;
 use std::sync::{Arc, Mutex};
 
 use tokio::io::{AsyncWriteExt, Interest};
 
 use crate::sys::reactor::Registered;
-use crate::sys::{self, AsFd, Fd};
+use crate::sys::{AsFd, Fd, fd};
 use crate::util::lock;
 
 /// How much of its end is kept, in bytes.
@@ -17,7 +17,7 @@ const TAIL: usize = 4 << 10;
 const REST: usize = 64 << 10;
 
 pub(super) struct Stderr {
-    pipe: PipeReader,
+    pipe: Fd,
     readiness: Registered,
     /// Also held while reading, so that what is kept has the order in which it was written.
     log: Mutex<Log>,
@@ -33,17 +33,16 @@ struct Log {
 impl Stderr {
     /// This end, and the one to be the worker's.
     pub(super) fn pipe() -> io::Result<(Arc<Self>, Fd)> {
-        let (ours, theirs) = io::pipe()?;
-        sys::fd::set_nonblocking(ours.as_fd(), true)?;
-        let readiness = Registered::new(ours.try_clone()?.into(), Interest::READABLE)?;
-        Ok((Arc::new(Self { pipe: ours, readiness, log: Mutex::default() }), theirs.into()))
+        let (pipe, theirs) = fd::pipe()?;
+        let readiness = Registered::new(pipe.try_clone()?, Interest::READABLE)?;
+        Ok((Arc::new(Self { pipe, readiness, log: Mutex::default() }), theirs))
     }
 
     /// Reads some of what is there, and says how much: nothing at the end.
     fn read(&self) -> io::Result<usize> {
         let mut log = lock(&self.log);
         let mut buffer = [0; TAIL];
-        let len = (&self.pipe).read(&mut buffer)?;
+        let len = fd::read_some(self.pipe.as_fd(), &mut buffer)?;
         log.unsent.extend_from_slice(&buffer[..len]);
         log.tail.extend(&buffer[..len]);
         let excess = log.tail.len().saturating_sub(TAIL);

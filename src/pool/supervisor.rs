@@ -1,7 +1,8 @@
 //! The task that runs a pool: it starts workers, takes their replies, and sees them end.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 
 use futures_util::StreamExt;
@@ -17,7 +18,7 @@ use super::stderr::Stderr;
 use super::wire::{Answer, Body};
 use super::worker;
 use crate::context::Context as StartContext;
-use crate::error::{Error, NotStarted, Result, StartError, TaskError};
+use crate::error::{Error, Result, StartError, TaskError};
 use crate::process::{ExitStatus, Process};
 use crate::ring::frames;
 use crate::sys::process::Exit;
@@ -42,6 +43,8 @@ struct Watched {
     process: Process,
     replies: Replies,
     stderr: Arc<Stderr>,
+    /// It has broken the protocol: killed, and not listened to any more.
+    corrupt: bool,
 }
 
 enum Event {
@@ -115,6 +118,10 @@ impl Supervisor {
                 self.handle_ready_events().await;
             } else if self.fall_asleep() {
                 self.wait().await;
+            } else {
+                // Never round without a chance for others, whatever a worker has written.
+                yield_now().await;
+                self.handle_ready_events().await;
             }
             self.workers.iter().for_each(|worker| worker.replies.awake());
             turn = sys::fd::monotonic_ns();
@@ -123,7 +130,7 @@ impl Supervisor {
 
     /// Has each worker ring for its next reply; false if one has published something already.
     fn fall_asleep(&self) -> bool {
-        self.workers.iter().all(|worker| worker.replies.sleep())
+        self.workers.iter().all(|worker| worker.corrupt || worker.replies.sleep())
     }
 
     async fn wait(&mut self) {
@@ -162,11 +169,16 @@ impl Supervisor {
 
     fn take_replies_of(&mut self, index: usize, wakers: &mut Vec<Waker>) -> bool {
         let worker = &mut self.workers[index];
+        // Its ring will never be empty, and nothing in it means anything.
+        if worker.corrupt {
+            return false;
+        }
         let mut buffer = std::mem::take(&mut self.buffer);
         let drained = worker.replies.drain(&mut buffer);
         if drained != Ok(false) {
             let effects = self.shared.locked(0, |scheduler, now| {
-                if drained.is_err() || scheduler.replies(worker.id, &buffer, now).is_err() {
+                worker.corrupt = drained.is_err() || scheduler.replies(worker.id, &buffer, now).is_err();
+                if worker.corrupt {
                     scheduler.kill(worker.id);
                 }
             });
@@ -212,15 +224,19 @@ impl Supervisor {
                     Event::Exited(id)
                 }));
                 tokio::spawn(stderr.clone().forward());
-                self.workers.push(Watched { id, process, replies, stderr });
+                self.workers.push(Watched { id, process, replies, stderr, corrupt: false });
                 self.shared.with(|scheduler, _| scheduler.started(id, lane));
             }
             Event::Started(id, Some(Err(error))) => {
                 // The next one may find more memory or a calmer machine, but not another program.
-                let hopeless = !matches!(
-                    error,
-                    Error::Io(_) | Error::Start(StartError::Exited(_) | StartError::Deadline(_))
-                );
+                let hopeless = match &error {
+                    Error::Io(_) => false,
+                    Error::Start(StartError::Execute { source, .. }) => !sys::process::is_shortage(source),
+                    Error::Start(StartError::OtherBuild { .. } | StartError::OutsideProgram) => true,
+                    Error::Start(StartError::Threads(_)) => true,
+                    Error::Start(_) => false,
+                    _ => true,
+                };
                 let why = error.to_string();
                 lock(&self.shared.start_error).get_or_insert(error);
                 self.shared.with(|scheduler, now| scheduler.start_failed(id, why, hopeless, now));
@@ -296,7 +312,21 @@ fn deliver(
     if let Some(answer) = answers.next() {
         let handed = Handed { job, index: answer.index, answer: Some(answer.detach()) };
         // Its parcel was taken here, as parcels come in order; decoding it takes its time.
-        shared.runtime.spawn_blocking(move || handed.deliver());
+        hand_over(handed, shared);
+    }
+}
+
+/// Has a thread decode it, or does so here if there can be no further thread: Tokio panics then.
+fn hand_over(handed: Handed, shared: &Shared) {
+    let handed = Arc::new(Mutex::new(Some(handed)));
+    let theirs = handed.clone();
+    let deliver = |handed: &Mutex<Option<Handed>>| {
+        let handed = lock(handed).take();
+        handed.into_iter().for_each(Handed::deliver);
+    };
+    let spawn = || drop(shared.runtime.spawn_blocking(move || deliver(&theirs)));
+    if catch_unwind(AssertUnwindSafe(spawn)).is_err() {
+        deliver(&handed);
     }
 }
 
@@ -319,7 +349,7 @@ impl Drop for Handed {
     fn drop(&mut self) {
         if self.answer.is_some() {
             let mut wakers = Vec::new();
-            let error = TaskError::NotStarted(NotStarted::Closed);
+            let error = TaskError::Aborted { began: true };
             self.job.lose(self.index..self.index + 1, error, &mut wakers);
             wakers.into_iter().for_each(Waker::wake);
         }

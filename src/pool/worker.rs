@@ -13,11 +13,18 @@ use crate::reduction::{Attachments, Incoming, Peer, encode};
 use crate::ring::frames;
 use crate::sys::AsFd;
 use crate::sys::image::Entry;
+use crate::sys::per_process::process_token;
+use crate::sys::process::exit_now;
 
 /// The target of a worker process.
 pub(super) fn main(setup: Setup) -> ExitCode {
     let (initializer, max_tasks) = (setup.initializer, setup.max_tasks);
-    let worker = WorkerEnd::new(setup).map(|end| Worker { end, value: Vec::new(), left: max_tasks });
+    let worker = WorkerEnd::new(setup).map(|end| Worker {
+        end,
+        value: Vec::new(),
+        token: process_token(),
+        left: max_tasks,
+    });
     match worker.and_then(|worker| worker.run(initializer)) {
         Ok(code) => code,
         Err(error) => {
@@ -38,6 +45,8 @@ struct Worker {
     end: WorkerEnd,
     /// The encoded outcome of an item.
     value: Vec<u8>,
+    /// This process: a copy that a task made of it is not the worker.
+    token: u64,
     /// How many items it may still begin.
     left: Option<u32>,
 }
@@ -119,7 +128,13 @@ impl Worker {
 
     fn call(&mut self, entry: &Entry<TaskCode>, args: Incoming<'_>) -> Outcome {
         self.value.clear();
-        match catch((entry.name)(), || finish((entry.code)(args, &mut self.value), drive)) {
+        let called = catch((entry.name)(), || finish((entry.code)(args, &mut self.value), drive));
+        if process_token() != self.token {
+            // The task has forked, and this is the copy that came back from it: the ring and the
+            // caller are the worker's.
+            exit_now(0);
+        }
+        match called {
             Ok((bytes, Ok(attachments))) => {
                 self.value = bytes.unwrap_or(std::mem::take(&mut self.value));
                 Outcome::Value(attachments)

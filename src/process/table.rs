@@ -3,7 +3,7 @@
 use crate::sys::{AsFd, BorrowedFd};
 use std::io;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, Once, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use super::child::Child;
 use super::{LastHandle, Process};
@@ -68,17 +68,14 @@ enum Ward {
     Unborn(Arc<Fd>),
 }
 
+#[derive(Default)]
 struct Reaper {
     wards: Mutex<Vec<Arc<Ward>>>,
-    bell: Option<Fd>,
-    thread: Once,
+    /// Once its thread runs: what wakes it.
+    bell: Mutex<Option<&'static Fd>>,
 }
 
-static REAPER: PerProcess<Reaper> = PerProcess::new(|| Reaper {
-    wards: Mutex::default(),
-    bell: sys::fd::eventfd().ok(),
-    thread: Once::new(),
-});
+static REAPER: PerProcess<Reaper> = PerProcess::new(Reaper::default);
 
 /// Sees to it that a child is reaped when it ends, without any runtime.
 pub(crate) fn adopt(child: Arc<Child>) {
@@ -97,27 +94,36 @@ pub(crate) fn adopt_unborn(control: Arc<Fd>) {
 fn look_after(ward: Ward) {
     let reaper = REAPER.get();
     lock(&reaper.wards).push(Arc::new(ward));
-    reaper.thread.call_once(|| {
-        // Without a thread the children stay zombies until somebody asks for them: no more than
-        // what a dropped `std::process::Child` does.
-        let _ = sys::threads::spawn("mp-reaper", move || reap_for_ever(reaper));
-    });
-    if let Some(bell) = &reaper.bell {
+    // Where no descriptor or thread is to be had, the next one that comes here tries again.
+    if let Ok(bell) = reaper.bell() {
         sys::fd::ring(bell.as_fd());
     }
 }
 
-fn reap_for_ever(reaper: &'static Reaper) {
-    let Some(bell) = &reaper.bell else { return };
-    loop {
-        let wards = lock(&reaper.wards).clone();
-        let waited: Vec<_> = wards.iter().map(|ward| ward.descriptor()).collect();
-        sys::fd::poll_any(&waited, bell.as_fd());
-        for ward in &wards {
-            if let Some(next) = ward.look() {
-                let mut wards = lock(&reaper.wards);
-                wards.retain(|kept| !Arc::ptr_eq(kept, ward));
-                wards.extend(next.map(|child| Arc::new(Ward::Child(child))));
+impl Reaper {
+    /// The bell of the thread, which is started if need be.
+    fn bell(&'static self) -> io::Result<&'static Fd> {
+        let mut bell = lock(&self.bell);
+        if let Some(bell) = *bell {
+            return Ok(bell);
+        }
+        let fresh = sys::fd::eventfd()?;
+        let theirs = fresh.try_clone()?;
+        sys::threads::spawn("mp-reaper", move || self.reap_for_ever(&theirs))?;
+        Ok(*bell.insert(Box::leak(Box::new(fresh))))
+    }
+
+    fn reap_for_ever(&self, bell: &Fd) {
+        loop {
+            let wards = lock(&self.wards).clone();
+            let waited: Vec<_> = wards.iter().map(|ward| ward.descriptor()).collect();
+            sys::fd::poll_any(&waited, bell.as_fd());
+            for ward in &wards {
+                if let Some(next) = ward.look() {
+                    let mut wards = lock(&self.wards);
+                    wards.retain(|kept| !Arc::ptr_eq(kept, ward));
+                    wards.extend(next.map(|child| Arc::new(Ward::Child(child))));
+                }
             }
         }
     }

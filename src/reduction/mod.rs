@@ -1,7 +1,7 @@
 //! How values travel: the codec, and the handles that go beside the bytes.
 //!
 //! A value becomes bytes by its [`Codec`]; what cannot be bytes (descriptors) goes beside them as
-//! [`Attachment`]s, for which the bytes hold an index. While a value is encoded or decoded, the
+//! attachments, for which the bytes hold an index. While a value is encoded or decoded, the
 //! attachments stand in a scope of this thread. Serialising a handle outside of such a scope is an
 //! error, and a nested scope (a `Serialize` that itself sends) leaves the outer one alone.
 

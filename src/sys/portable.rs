@@ -94,7 +94,10 @@ pub(crate) mod fd {
         static START: OnceLock<Instant> = OnceLock::new();
         START.get_or_init(Instant::now).elapsed().as_nanos() as u64
     }
-    pub(crate) fn set_nonblocking(_: BorrowedFd<'_>, _: bool) -> io::Result<()> {
+    pub(crate) fn pipe() -> io::Result<(Fd, Fd)> {
+        unsupported()
+    }
+    pub(crate) fn read_some(_: BorrowedFd<'_>, _: &mut [u8]) -> io::Result<usize> {
         unsupported()
     }
     pub(crate) fn timerfd() -> io::Result<Fd> {
@@ -254,6 +257,10 @@ pub(crate) mod process {
     use super::*;
 
     pub(crate) const ESRCH: i32 = 3;
+
+    pub(crate) fn is_shortage(_: &io::Error) -> bool {
+        false
+    }
 
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) enum Exit {

@@ -382,7 +382,7 @@ fn an_answer_published_before_the_death_counts() {
     play.workers[&first].0.borrow_mut().step(0);
     play.workers[&first].0.borrow_mut().step(0);
     play.die(first);
-    assert!(matches!(play.told[&(0, 0)], None));
+    assert!(play.told[&(0, 0)].is_none());
 }
 
 #[test]

@@ -68,8 +68,25 @@ pub(crate) fn monotonic_ns() -> u64 {
     now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
 
+/// A pipe whose end for reading, the first, does not block.
+pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
+    let (reads, writes) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    set_nonblocking(reads.as_fd(), true)?;
+    Ok((reads, writes))
+}
+
+/// Reads once; 0 bytes are the end.
+pub(crate) fn read_some(fd: BorrowedFd, into: &mut [u8]) -> io::Result<usize> {
+    loop {
+        match read(fd, into) {
+            Err(Errno::EINTR) => {}
+            result => return Ok(result?),
+        }
+    }
+}
+
 /// Sets or clears `O_NONBLOCK`, which everybody who shares the open file description will see.
-pub(crate) fn set_nonblocking(fd: BorrowedFd, nonblocking: bool) -> io::Result<()> {
+fn set_nonblocking(fd: BorrowedFd, nonblocking: bool) -> io::Result<()> {
     let mut flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     flags.set(OFlag::O_NONBLOCK, nonblocking);
     fcntl(fd, FcntlArg::F_SETFL(flags))?;

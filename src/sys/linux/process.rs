@@ -18,6 +18,11 @@ use super::fd::poll_readable;
 mod clone;
 pub(crate) use clone::{Sibling, clone_sibling};
 
+/// Whether something failed for want of what may be there later: processes, memory, descriptors.
+pub(crate) fn is_shortage(error: &io::Error) -> bool {
+    matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOMEM | libc::EMFILE | libc::ENFILE))
+}
+
 /// What the kernel says of a process that is not there.
 pub(crate) const ESRCH: i32 = libc::ESRCH;
 

@@ -37,8 +37,4 @@ impl Registered {
             guard.clear_ready();
         }
     }
-
-    pub(crate) fn get(&self) -> &AsyncFd<Fd> {
-        &self.0
-    }
 }
