@@ -104,8 +104,9 @@ inventory::collect!(Registration);
 /// fn cube(x: u64) -> u64 { x * x * x }
 /// tokio_multiprocess::register!(square, cube);
 ///
+/// # fn main() {
 /// assert!(tokio_multiprocess::Func::new(square).name().ends_with("::square"));
-/// # fn main() {}
+/// # }
 /// ```
 #[macro_export]
 macro_rules! register {
