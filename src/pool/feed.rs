@@ -1,6 +1,5 @@
 //! From items to runs: reading the input, encoding, cutting into chunks.
 
-use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Mutex, PoisonError};
@@ -10,6 +9,7 @@ use futures_core::Stream;
 
 use super::wire::{Body, INLINE, ITEM_HEAD};
 use crate::error::{NotStarted, TaskError};
+use crate::process::panic_message;
 use crate::reduction::{Attachments, CodecError, Message, Peer, encode};
 
 /// A run's items stay below this, so that several fit a ring.
@@ -212,10 +212,4 @@ pub(super) fn single(buffer: Vec<u8>, attachments: Attachments) -> Piece {
             Piece::Refused(TaskError::NotStarted(NotStarted::Unencodable(error)))
         }
     }
-}
-
-fn panic_message(payload: &(dyn Any + Send)) -> String {
-    let text = payload.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("a panic whose payload is not text").to_owned()
 }

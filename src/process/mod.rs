@@ -48,7 +48,7 @@ pub use self::finalize::Finalize;
 pub use self::sentinel::Sentinel;
 pub use self::table::active_children;
 pub use self::task::{JoinHandle, spawn};
-pub(crate) use self::task::{catch, remote_task};
+pub(crate) use self::task::{catch, panic_message, remote_task};
 use crate::authkey::AuthKey;
 use crate::error::{Error, Result};
 use crate::function::Target;

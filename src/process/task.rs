@@ -182,11 +182,12 @@ pub(crate) fn catch<T>(task: &str, run: impl FnOnce() -> T) -> Result<T, RemoteP
     result.map_err(|payload| {
         let (location, backtrace) = CAUGHT.take().unwrap_or_default();
         let pid = crate::sys::process::getpid();
-        RemotePanic { message: message(&*payload), location, backtrace, task: task.to_owned(), pid }
+        RemotePanic { message: panic_message(&*payload), location, backtrace, task: task.to_owned(), pid }
     })
 }
 
-fn message(payload: &(dyn Any + Send)) -> String {
+/// What a panic said.
+pub(crate) fn panic_message(payload: &(dyn Any + Send)) -> String {
     let text = payload.downcast_ref::<&str>().copied();
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("a panic whose payload is not text").to_owned()
