@@ -57,7 +57,7 @@ pub enum Error {
     /// The default start method was already fixed, by use or by an earlier call.
     #[error("the start method is already set to {0}; use `force` to change it")]
     ContextSet(crate::StartMethod),
-    /// Processes need Linux; in-process pools and `dummy` work everywhere.
+    /// Processes need Linux.
     #[error("starting processes is not supported on this platform")]
     Unsupported,
     /// A task did not return its value.

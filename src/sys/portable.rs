@@ -265,15 +265,10 @@ pub(crate) mod process {
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) enum Exit {
         Code(i32),
-        #[allow(dead_code, reason = "no kernel says so here")]
-        Signal {
-            signal: i32,
-            core: bool,
-        },
+        Signal { signal: i32, core: bool },
         Unknown,
     }
 
-    #[allow(dead_code, reason = "there is nothing to read them")]
     pub(crate) struct Exec<'a> {
         pub(crate) program: &'a CStr,
         pub(crate) args: &'a [CString],
@@ -281,13 +276,11 @@ pub(crate) mod process {
         pub(crate) fds: &'a [(BorrowedFd<'a>, RawFd)],
     }
 
-    #[allow(dead_code, reason = "nothing forks here")]
     pub(crate) enum Fork {
         Parent { pid: i32 },
         Child,
     }
 
-    #[allow(dead_code, reason = "nothing forks here")]
     pub(crate) enum Sibling {
         Parent { pid: i32, pidfd: Fd },
         Child,
@@ -400,7 +393,6 @@ pub(crate) mod socket {
         Try,
     }
 
-    #[allow(dead_code, reason = "nothing is received")]
     pub(crate) struct Received {
         pub(crate) len: usize,
         pub(crate) truncated: bool,
