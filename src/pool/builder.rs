@@ -58,7 +58,7 @@ impl PoolBuilder {
     {
         let mut buffer = vec![0; ITEM_HEAD];
         let peer = peer();
-        let call = Call::new(task_entry(f), peer);
+        let call = Call::new(0, task_entry(f), peer);
         let args = match encode(&args, &mut buffer, peer) {
             Ok(attachments) => single(buffer, attachments),
             Err(error) => Piece::Refused(TaskError::NotStarted(NotStarted::Unencodable(error))),

@@ -13,14 +13,16 @@ use crate::sys::image::Entry;
 /// A function, as a pool's workers can find it.
 #[derive(Clone, Debug)]
 pub(super) struct Call {
+    id: u64,
     function: Result<FnId, String>,
     name: &'static str,
 }
 
 impl Call {
-    pub(super) fn new(entry: &'static Entry<TaskCode>, peer: Peer) -> Self {
+    /// `id` is the number of the job to be.
+    pub(super) fn new(id: u64, entry: &'static Entry<TaskCode>, peer: Peer) -> Self {
         let function = FnId::of(entry, Some(peer)).map_err(|error: StartError| error.to_string());
-        Self { function, name: (entry.name)() }
+        Self { id, function, name: (entry.name)() }
     }
 }
 
@@ -86,7 +88,7 @@ impl<R> Options<R> {
     }
 
     pub(super) fn spec(&self, call: &Call) -> Spec {
-        let Call { function, name } = call.clone();
-        Spec { function, name, timeout: self.timeout, retries: self.retries }
+        let Call { id, function, name } = call.clone();
+        Spec { id, function, name, timeout: self.timeout, memory_limit: None, retries: self.retries }
     }
 }

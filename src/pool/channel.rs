@@ -94,7 +94,7 @@ impl Link {
             Err(why) => return Sent::Impossible(NotStarted::Unencodable(serde::ser::Error::custom(why))),
         };
         self.head.clear();
-        wire::write_run(&mut self.head, seq, run.count, function, spec.timeout.is_some(), &run.body);
+        wire::write_run(&mut self.head, &run.head(seq), function, &run.body);
         let parts = [&self.head[..], &run.body.items];
         match self.tasks.has_room(&parts) {
             Ok(true) => {}

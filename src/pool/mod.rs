@@ -275,7 +275,7 @@ impl Pool {
     }
 
     fn call(&self, entry: &'static Entry<TaskCode>) -> Call {
-        Call::new(entry, self.peer())
+        Call::new(self.owner.shared().next_job(), entry, self.peer())
     }
 
     fn items<I, A>(&self, items: I, args: fn(I::Item) -> A) -> Feed

@@ -1,6 +1,7 @@
 //! What a pool's handles, its jobs and its supervisor share.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::Duration;
@@ -69,6 +70,8 @@ pub(super) struct Shared {
     /// The process whose pool this is: in a fork of it there is nothing but a copy of memory.
     owner: u64,
     processes: usize,
+    /// How many jobs there were.
+    jobs: AtomicU64,
     room: Option<Arc<Semaphore>>,
     /// Who reads what is sent.
     pub(super) peer: Peer,
@@ -91,6 +94,7 @@ impl Shared {
             runtime: Handle::current(),
             owner: process_token(),
             processes,
+            jobs: AtomicU64::new(0),
             room: max_pending.map(|max| Arc::new(Semaphore::new(max))),
             peer,
         }
@@ -98,6 +102,11 @@ impl Shared {
 
     pub(super) fn processes(&self) -> usize {
         self.processes
+    }
+
+    /// A number for a new job.
+    pub(super) fn next_job(&self) -> u64 {
+        self.jobs.fetch_add(1, Ordering::Relaxed) + 1
     }
 
     /// What lets one run in; its permit is to be forgotten.

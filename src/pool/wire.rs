@@ -156,16 +156,14 @@ impl Parcel {
 const RUN: u8 = 0;
 const STOP: u8 = 1;
 
-/// The worker notes when each item begins.
-const TIMED: u8 = 1;
 /// A parcel was sent ahead of the frame.
-const PARCEL: u8 = 2;
+const PARCEL: u8 = 1;
 /// The parcel's first descriptor holds the body.
-const LARGE: u8 = 4;
+const LARGE: u8 = 2;
 /// The function is told in full, not by its place alone.
-const IN_FULL: u8 = 8;
+const IN_FULL: u8 = 4;
 /// No further reply to this item follows.
-const LAST: u8 = 16;
+const LAST: u8 = 8;
 
 /// A frame to a worker.
 pub(super) enum Order<'a> {
@@ -173,22 +171,66 @@ pub(super) enum Order<'a> {
     Stop,
 }
 
+/// What a worker is told of a run ahead of the function and the items.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct RunHead {
+    pub(super) seq: u32,
+    pub(super) count: u32,
+    /// The job's number in the pool.
+    pub(super) job: u64,
+    /// The job's number for the first item.
+    pub(super) first: u64,
+    /// How often it was begun before.
+    pub(super) attempt: u32,
+    /// How long each item may run, in nanoseconds; 0 for as long as it likes.
+    pub(super) timeout: u64,
+    /// How much more memory each item may take, in bytes; 0 for as much as there is.
+    pub(super) memory_limit: u64,
+}
+
+impl RunHead {
+    fn write(&self, out: &mut Vec<u8>) {
+        let Self { seq, count, job, first, attempt, timeout, memory_limit } = self;
+        out.extend_from_slice(&seq.to_le_bytes());
+        out.extend_from_slice(&count.to_le_bytes());
+        out.extend_from_slice(&job.to_le_bytes());
+        out.extend_from_slice(&first.to_le_bytes());
+        out.extend_from_slice(&attempt.to_le_bytes());
+        out.extend_from_slice(&timeout.to_le_bytes());
+        out.extend_from_slice(&memory_limit.to_le_bytes());
+    }
+
+    fn read(read: &mut Reader<'_>) -> Result<Self, Corrupt> {
+        Ok(Self {
+            seq: u32::from_le_bytes(read.take()?),
+            count: u32::from_le_bytes(read.take()?),
+            job: u64::from_le_bytes(read.take()?),
+            first: u64::from_le_bytes(read.take()?),
+            attempt: u32::from_le_bytes(read.take()?),
+            timeout: u64::from_le_bytes(read.take()?),
+            memory_limit: u64::from_le_bytes(read.take()?),
+        })
+    }
+
+    /// Whether the worker notes when each item begins.
+    pub(super) fn timed(&self) -> bool {
+        self.timeout != 0
+    }
+}
+
 /// Items of one function.
 pub(super) struct RunFrame<'a> {
     flags: u8,
-    pub(super) seq: u32,
-    pub(super) count: u32,
+    pub(super) head: RunHead,
     pub(super) function: FnId,
     items: &'a [u8],
 }
 
 /// Writes everything of a run's frame but its items.
-pub(super) fn write_run(out: &mut Vec<u8>, seq: u32, count: u32, function: &FnId, timed: bool, body: &Body) {
+pub(super) fn write_run(out: &mut Vec<u8>, head: &RunHead, function: &FnId, body: &Body) {
     let in_full = !matches!(function, FnId::Place(_));
-    let flags = u8::from(timed) * TIMED + u8::from(in_full) * IN_FULL + body.flags();
-    out.extend_from_slice(&[RUN, flags]);
-    out.extend_from_slice(&seq.to_le_bytes());
-    out.extend_from_slice(&count.to_le_bytes());
+    out.extend_from_slice(&[RUN, u8::from(in_full) * IN_FULL + body.flags()]);
+    head.write(out);
     match function {
         FnId::Place(place) => out.extend_from_slice(&place.to_le_bytes()),
         FnId::Anywhere { .. } => {
@@ -213,7 +255,7 @@ impl<'a> Order<'a> {
             return Ok(Self::Stop);
         }
         let [flags] = read.take()?;
-        let (seq, count) = (u32::from_le_bytes(read.take()?), u32::from_le_bytes(read.take()?));
+        let head = RunHead::read(&mut read)?;
         let place = read.take()?;
         let function = if flags & IN_FULL == 0 {
             FnId::Place(i64::from_le_bytes(place))
@@ -221,21 +263,17 @@ impl<'a> Order<'a> {
             let id = read.slice(u64::from_le_bytes(place) as usize)?;
             decode(Incoming::bytes(id)).map_err(|_| Corrupt)?
         };
-        Ok(Self::Run(RunFrame { flags, seq, count, function, items: read.0 }))
+        Ok(Self::Run(RunFrame { flags, head, function, items: read.0 }))
     }
 }
 
 impl<'a> RunFrame<'a> {
-    pub(super) fn timed(&self) -> bool {
-        self.flags & TIMED != 0
-    }
-
     /// Takes what was sent ahead of this frame.
     pub(super) fn parcel(&self, socket: BorrowedFd<'_>) -> io::Result<Parcel> {
         if self.flags & PARCEL == 0 {
             return Ok(Parcel::default());
         }
-        Parcel::receive(socket, Tag { seq: self.seq, index: 0 }, self.is_large())
+        Parcel::receive(socket, Tag { seq: self.head.seq, index: 0 }, self.is_large())
     }
 
     fn is_large(&self) -> bool {
@@ -396,4 +434,34 @@ impl<'a> Answer<'a> {
 fn decode_caught<R: DeserializeOwned>(message: Incoming<'_>) -> Result<R, CodecError> {
     catch_unwind(AssertUnwindSafe(|| decode(message)))
         .unwrap_or_else(|_| Err(CodecError::custom("its `Deserialize` panicked")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_is_read_as_it_was_written() {
+        let head = RunHead {
+            seq: 1,
+            count: 2,
+            job: u64::MAX - 3,
+            first: 1 << 40,
+            attempt: 5,
+            timeout: 6_000_000_000,
+            memory_limit: 7 << 33,
+        };
+        for function in [
+            FnId::Place(-8),
+            FnId::Anywhere { build: "b".into(), place: None, name: Some("n".into()), type_name: "t".into() },
+        ] {
+            let mut frame = Vec::new();
+            write_run(&mut frame, &head, &function, &Body::default());
+            frame.extend_from_slice(&[3, 0, 0, 0, b'a', b'b', b'c']);
+            let Ok(Order::Run(mut run)) = Order::parse(&frame) else { panic!("a run") };
+            assert_eq!((run.head, &run.function), (head, &function));
+            assert_eq!(run.next_item(), Ok(&b"abc"[..]));
+            assert_eq!(run.next_item(), Err(Corrupt));
+        }
+    }
 }

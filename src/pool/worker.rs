@@ -4,7 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use super::channel::WorkerEnd;
-use super::wire::{Body, INLINE, ITEM_HEAD, Kind, Order, RunFrame, Setup, Tag};
+use super::wire::{Body, INLINE, ITEM_HEAD, Kind, Order, RunFrame, RunHead, Setup, Tag};
 use crate::bootstrap::drive;
 use crate::error::{RemotePanic, TaskError};
 use crate::function::{TaskCode, TaskFailure, finish};
@@ -106,10 +106,11 @@ impl Worker {
     fn run_items(&mut self, mut run: RunFrame<'_>, more: bool) -> io::Result<()> {
         let entry = run.function.task();
         let mut parcel = run.parcel(self.end.socket.as_fd());
-        for index in 0..run.count {
-            let tag = Tag { seq: run.seq, index };
+        let RunHead { seq, count, .. } = run.head;
+        for index in 0..count {
+            let tag = Tag { seq, index };
             let item = run.next_item().map_err(|error| io::Error::other(error.to_string()))?;
-            if !self.end.begin(run.seq, run.timed()) {
+            if !self.end.begin(seq, run.head.timed()) {
                 return self.end.reply(Kind::Skipped, tag, b"", &Body::default(), more);
             }
             let outcome = match (&entry, &mut parcel) {
@@ -118,7 +119,7 @@ impl Worker {
                 (_, Err(error)) => Outcome::Failed(TaskFailure::Arguments(error.to_string())),
             };
             self.left = self.left.map(|left| left - 1);
-            self.answer(tag, outcome, (more || index + 1 < run.count) && self.left != Some(0))?;
+            self.answer(tag, outcome, (more || index + 1 < count) && self.left != Some(0))?;
             if self.left == Some(0) {
                 break;
             }

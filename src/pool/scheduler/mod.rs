@@ -11,7 +11,7 @@ use std::ops::Range;
 use std::time::Duration;
 
 use self::worker::{State, Worker};
-use super::wire::{Body, Kind, Reply};
+use super::wire::{Body, Kind, Reply, RunHead};
 use crate::error::{NotStarted, TaskError, WorkerDied};
 use crate::function::FnId;
 use crate::ring::{Corrupt, frames};
@@ -19,11 +19,15 @@ use crate::ring::{Corrupt, frames};
 /// What all runs of a job have in common.
 #[derive(Clone, Debug)]
 pub(super) struct Spec {
+    /// The job's number, unique in its pool; 0 is the initializer's.
+    pub(super) id: u64,
     /// How workers find the function, or why they cannot.
     pub(super) function: Result<FnId, String>,
     /// The function's name, for people.
     pub(super) name: &'static str,
     pub(super) timeout: Option<Duration>,
+    /// How much more memory each item may take, in bytes.
+    pub(super) memory_limit: Option<u64>,
     /// How often an item is tried again after its worker died.
     pub(super) retries: u32,
 }
@@ -75,6 +79,24 @@ impl<J: Clone> Run<J> {
         let rest = self.rest(count);
         let head = Self { count, body: self.body.take(count), ..self };
         (head, Some(rest))
+    }
+}
+
+impl<J: Ticket> Run<J> {
+    /// What its worker is told of it.
+    pub(super) fn head(&self, seq: u32) -> RunHead {
+        let Spec { id, timeout, memory_limit, .. } = self.job.spec();
+        // Zero says that there is no limit.
+        let timeout = timeout.map(|timeout| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).max(1));
+        RunHead {
+            seq,
+            count: self.count,
+            job: *id,
+            first: self.first,
+            attempt: self.attempt,
+            timeout: timeout.unwrap_or(0),
+            memory_limit: memory_limit.map_or(0, |limit| limit.max(1)),
+        }
     }
 }
 

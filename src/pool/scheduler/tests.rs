@@ -30,7 +30,8 @@ impl Ticket for Ask {
 }
 
 fn ask(number: usize, timeout: Option<Duration>, retries: u32) -> Ask {
-    let spec = Spec { function: Ok(FnId::Place(0)), name: "task", timeout, retries };
+    let spec =
+        Spec { id: 0, function: Ok(FnId::Place(0)), name: "task", timeout, memory_limit: None, retries };
     Ask { number, spec: Rc::new(spec) }
 }
 
