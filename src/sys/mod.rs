@@ -5,6 +5,10 @@
 #![allow(unsafe_code)]
 
 pub(crate) mod image;
+#[cfg_attr(not(multiprocess), allow(dead_code, reason = "nothing is there to do without"))]
+mod without;
+#[cfg_attr(not(multiprocess), allow(unused_imports, reason = "as above"))]
+pub(crate) use without::{Mechanism, without};
 
 #[cfg(multiprocess)]
 mod linux;

@@ -14,6 +14,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{ForkResult, Pid};
 
 use super::fd::poll_readable;
+use crate::sys::{Mechanism, without};
 
 mod clone;
 pub(crate) use clone::{Sibling, clone_sibling};
@@ -87,8 +88,12 @@ pub(crate) fn kill_and_wait(pid: i32) {
 /// A close-on-exec descriptor that stands for the process and is readable once it has exited.
 ///
 /// # Errors
-/// `ESRCH` when there is no such process, not even a zombie.
+/// `ESRCH` when there is no such process, not even a zombie; `ENOSYS` or `EPERM` where a sandbox
+/// keeps pidfds away, or the environment says to do without.
 pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+    if without(Mechanism::Pidfd) {
+        return Err(Errno::ENOSYS.into());
+    }
     // SAFETY: takes integers only.
     let fd = Errno::result(unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) })?;
     // SAFETY: just opened, and nobody else knows of it.
