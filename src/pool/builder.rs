@@ -25,6 +25,7 @@ pub struct PoolBuilder {
     processes: Option<usize>,
     initializer: Option<Result<(Spec, Body), TaskError>>,
     max_tasks: Option<usize>,
+    max_memory: Option<u64>,
     max_pending: Option<usize>,
     name: Option<String>,
 }
@@ -77,6 +78,18 @@ impl PoolBuilder {
         self
     }
 
+    /// Replaces a worker by a fresh one once it holds more than so many bytes, at least one, of
+    /// anonymous memory: what it has allocated, not what it has mapped of files. It is looked at
+    /// between two tasks, at most once in a millisecond, so what a task needs only while it runs
+    /// does not count. What the worker holds from the start does: with less than that each task gets
+    /// a worker of its own.
+    ///
+    /// Without `/proc` in the worker nothing is looked at.
+    pub fn max_memory_per_child(mut self, bytes: u64) -> Self {
+        self.max_memory = Some(bytes);
+        self
+    }
+
     /// How many tasks may wait for a worker, at least one; a chunk counts as one. Who awaits a call
     /// beyond that waits until there is room. Calls that are submitted do not wait for it.
     pub fn max_pending(mut self, tasks: usize) -> Self {
@@ -106,6 +119,7 @@ impl PoolBuilder {
         let processes = at_least_one("processes", Some(self.processes.unwrap_or_else(usable_cpu_count)))?;
         let max_tasks = at_least_one("max_tasks_per_child", self.max_tasks)?;
         let max_pending = at_least_one("max_pending", self.max_pending)?;
+        let max_memory = at_least_one("max_memory_per_child", self.max_memory)?;
         let processes = processes.unwrap_or(1);
         let max_tasks = max_tasks.map(|tasks| u32::try_from(tasks).unwrap_or(u32::MAX));
         let recipe = Recipe {
@@ -113,6 +127,7 @@ impl PoolBuilder {
             name: self.name.unwrap_or_else(|| "PoolWorker".to_owned()),
             initializer: self.initializer.transpose()?,
             max_tasks,
+            max_memory,
         };
         let timer = sys::fd::timerfd()?;
         let scheduler = Scheduler::new(processes, max_tasks);
@@ -135,9 +150,9 @@ fn peer() -> Peer {
     if get_executable().is_some() { Peer::AnyBuild } else { Peer::SameBuild }
 }
 
-fn at_least_one(what: &str, number: Option<usize>) -> Result<Option<usize>> {
+fn at_least_one<N: Default + PartialEq>(what: &str, number: Option<N>) -> Result<Option<N>> {
     match number {
-        Some(0) => Err(Error::invalid(format!("`{what}` must be at least 1"))),
+        Some(number) if number == N::default() => Err(Error::invalid(format!("`{what}` must be at least 1"))),
         number => Ok(number),
     }
 }

@@ -55,6 +55,7 @@ pub(super) fn channel(parent_bell: &Arc<Fd>) -> io::Result<(Link, Replies, Setup
         socket: Handle::new(theirs),
         initializer: false,
         max_tasks: None,
+        max_memory: None,
     };
     let link = Link {
         tasks: Producer::new(memory.clone(), TASKS),

@@ -32,6 +32,7 @@ mod channel;
 mod feed;
 mod feeder;
 mod map;
+mod memory;
 mod result;
 mod scheduler;
 mod shared;

@@ -35,6 +35,7 @@ pub(super) struct Recipe {
     pub(super) name: String,
     pub(super) initializer: Option<(Spec, Body)>,
     pub(super) max_tasks: Option<u32>,
+    pub(super) max_memory: Option<u64>,
 }
 
 /// A worker as the supervisor sees it.
@@ -368,6 +369,7 @@ impl Recipe {
             }
         }
         setup.max_tasks = self.max_tasks;
+        setup.max_memory = self.max_memory;
         let (stderr, theirs) = Stderr::pipe()?;
         let process = Process::builder(worker::main, (setup,))
             .context(self.context.clone())

@@ -34,6 +34,8 @@ pub(crate) struct Setup {
     pub(super) initializer: bool,
     /// After so many items it ends by itself.
     pub(super) max_tasks: Option<u32>,
+    /// When it holds more memory than so many bytes, it asks to be replaced.
+    pub(super) max_memory: Option<u64>,
 }
 
 /// The items of a run as they travel.
@@ -326,6 +328,8 @@ pub(super) enum Kind {
     Ready,
     /// Its initializer failed: the worker ends. The reason as text.
     Broken,
+    /// The worker should be replaced. It goes on until it is told to end.
+    Retire,
 }
 
 /// A frame from a worker.
@@ -361,6 +365,7 @@ impl<'a> Reply<'a> {
             3 => Kind::Skipped,
             4 => Kind::Ready,
             5 => Kind::Broken,
+            6 => Kind::Retire,
             _ => return Err(Corrupt),
         };
         let tag = u64::from_le_bytes(read.take()?);

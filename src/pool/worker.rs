@@ -4,6 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use super::channel::WorkerEnd;
+use super::memory::MemoryWatch;
 use super::wire::{Body, INLINE, ITEM_HEAD, Kind, Order, RunFrame, RunHead, Setup, Tag};
 use crate::bootstrap::drive;
 use crate::error::{RemotePanic, TaskError};
@@ -19,11 +20,14 @@ use crate::sys::process::exit_now;
 /// The target of a worker process.
 pub(super) fn main(setup: Setup) -> ExitCode {
     let (initializer, max_tasks) = (setup.initializer, setup.max_tasks);
+    let memory = setup.max_memory.map(MemoryWatch::new);
     let worker = WorkerEnd::new(setup).map(|end| Worker {
         end,
         value: Vec::new(),
         token: process_token(),
         left: max_tasks,
+        memory,
+        retiring: false,
     });
     match worker.and_then(|worker| worker.run(initializer)) {
         Ok(code) => code,
@@ -49,6 +53,9 @@ struct Worker {
     token: u64,
     /// How many items it may still begin.
     left: Option<u32>,
+    memory: Option<MemoryWatch>,
+    /// It has asked to be replaced.
+    retiring: bool,
 }
 
 impl Worker {
@@ -123,8 +130,19 @@ impl Worker {
             if self.left == Some(0) {
                 break;
             }
+            if self.memory.as_mut().is_some_and(MemoryWatch::is_too_much) {
+                self.retire()?;
+            }
         }
         Ok(())
+    }
+
+    /// Asks to be replaced once it is idle. Until it is told to end it goes on as before.
+    fn retire(&mut self) -> io::Result<()> {
+        if std::mem::replace(&mut self.retiring, true) {
+            return Ok(());
+        }
+        self.say(Kind::Retire, b"")
     }
 
     fn call(&mut self, entry: &Entry<TaskCode>, args: Incoming<'_>) -> Outcome {

@@ -427,6 +427,12 @@ pub(crate) mod socket {
     }
 }
 
+pub(crate) mod usage {
+    pub(crate) fn own_anonymous() -> std::io::Result<u64> {
+        super::unsupported()
+    }
+}
+
 pub(crate) mod threads {
     use std::io;
     use std::thread::JoinHandle;

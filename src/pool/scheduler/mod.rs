@@ -433,6 +433,10 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         let worker = &mut self.workers[index];
         let answered = before.saturating_sub(worker.unanswered());
         worker.learn(answered, now);
+        if worker.state == State::Retiring && worker.unanswered() == 0 {
+            worker.stop();
+            self.effects.bells.extend(worker.lane.as_ref().and_then(Lane::bell));
+        }
         if answered > 0 {
             self.barren = 0;
         }
@@ -483,7 +487,17 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                 Kind::Broken if worker.state == State::Warming => {
                     worker.failure = Some(String::from_utf8_lossy(reply.payload).into_owned());
                 }
-                Kind::Ready | Kind::Broken => return Err(Corrupt),
+                // It may have been told to end meanwhile.
+                Kind::Retire if !matches!(worker.state, State::Starting | State::Warming) => {
+                    for run in worker.retire().into_iter().rev() {
+                        self.pending.push_front(run);
+                    }
+                    // Its replacement can start at once.
+                    self.effects.attention = true;
+                    // No part of a run's answers, though it may stand between them.
+                    open = None;
+                }
+                Kind::Ready | Kind::Broken | Kind::Retire => return Err(Corrupt),
             }
             start = end;
         }
@@ -538,7 +552,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                     self.back_off(self.barren, now);
                 }
             }
-            State::Ready | State::Stopping | State::Killed => self.barren = 0,
+            State::Ready | State::Retiring | State::Stopping | State::Killed => self.barren = 0,
         }
         self.effects.retired.extend(worker.runs.drain(..).map(|flight| flight.run.job));
         self.dispatch(now);

@@ -61,6 +61,13 @@ impl Played {
         self.outbox.extend_from_slice(&head);
     }
 
+    /// Asks to be replaced, which workers do between items.
+    fn retire(&mut self) {
+        if self.running.is_none() {
+            self.reply(Kind::Retire, Tag { seq: u32::MAX, index: 0 });
+        }
+    }
+
     /// Does the next thing that a worker does.
     fn step(&mut self, now: u64) {
         if let Some((tag, _)) = self.running.take() {
@@ -260,6 +267,8 @@ enum Act {
         job: usize,
         kill: bool,
     },
+    /// It asks to be replaced.
+    Retire(usize),
     Wait(u64),
     Close,
     Terminate,
@@ -274,6 +283,7 @@ fn act() -> impl Strategy<Value = Act> {
         2 => (0..4usize).prop_map(Act::Die),
         1 => (0..4usize).prop_map(Act::Full),
         2 => (0..10usize, any::<bool>()).prop_map(|(job, kill)| Act::Abort { job, kill }),
+        1 => (0..4usize).prop_map(Act::Retire),
         6 => (0..3_000_000u64).prop_map(Act::Wait),
         1 => Just(Act::Close),
     ]
@@ -305,6 +315,11 @@ fn play(acts: Vec<Act>, processes: usize, max_tasks: Option<u32>, terminate: boo
                 if let Some(id) = play.pick(which) {
                     let mut played = play.workers[&id].0.borrow_mut();
                     played.room = !played.room;
+                }
+            }
+            Act::Retire(which) => {
+                if let Some(id) = play.pick(which) {
+                    play.workers[&id].0.borrow_mut().retire();
                 }
             }
             Act::Abort { job, kill } => {
@@ -497,6 +512,34 @@ fn a_worker_is_given_no_more_than_its_budget() {
         play.start();
     }
     assert_eq!(play.told.values().filter(|error| error.is_none()).count(), 7);
+}
+
+/// It is not told to end before it has answered what it had begun by then.
+#[test]
+fn a_worker_that_retires_is_replaced_at_once_and_answers_what_it_runs() {
+    let mut play = Play::started(1);
+    play.submit(&ask(0, None, 0), 1);
+    play.now = 10_000;
+    let first = play.workers[&0].clone();
+    first.0.borrow_mut().step(0);
+    first.0.borrow_mut().step(0);
+    play.drain(0);
+    // Now it is known to be quick, and holds several.
+    play.submit(&ask(1, None, 0), 3);
+    first.0.borrow_mut().retire();
+    first.0.borrow_mut().step(play.now);
+    play.drain(0);
+    assert_eq!(play.scheduler.pending_runs(), 1);
+    assert!(!first.0.borrow().told_to_stop);
+    play.start();
+    assert_eq!(play.workers.len(), 2);
+    first.0.borrow_mut().step(play.now);
+    play.drain(0);
+    assert!(first.0.borrow().told_to_stop && !first.0.borrow().killed);
+    // Saying it again changes nothing.
+    first.0.borrow_mut().retire();
+    play.settle();
+    assert!(play.told.len() == 4 && play.told.values().all(Option::is_none));
 }
 
 #[test]

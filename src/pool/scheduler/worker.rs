@@ -19,6 +19,8 @@ pub(super) enum State {
     /// Its process is there and initializes.
     Warming,
     Ready,
+    /// It has asked to be replaced, and is told to end when it has answered what it runs.
+    Retiring,
     /// It was told to end.
     Stopping,
     Killed,
@@ -308,13 +310,22 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
             // Nothing can be said to it before it listens.
             State::Starting | State::Stopping | State::Killed => {}
             State::Warming => self.kill(),
-            State::Ready => {
+            State::Ready | State::Retiring => {
                 self.state = State::Stopping;
                 if !self.lane.as_mut().is_some_and(Lane::stop) {
                     self.kill();
                 }
             }
         }
+    }
+
+    /// It asks to be replaced: gives what others must run then.
+    pub(super) fn retire(&mut self) -> Vec<Run<J>> {
+        if self.state != State::Ready {
+            return Vec::new();
+        }
+        self.state = State::Retiring;
+        self.take_back_all()
     }
 
     pub(super) fn kill(&mut self) {
