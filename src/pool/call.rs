@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use super::result::Callbacks;
-use super::scheduler::Spec;
+use super::scheduler::{Class, Spec};
 use crate::error::StartError;
 use crate::function::{FnId, TaskCode};
 use crate::reduction::Peer;
@@ -46,6 +46,22 @@ macro_rules! common_options {
             self.with(|options| options.retries = retries)
         }
 
+        /// Tasks of a higher priority go first, 0 being that of all others. What runs is not
+        /// interrupted, and workers hold up to a millisecond of work that they have not begun.
+        /// As long as tasks of a higher priority keep all workers busy, the others wait.
+        pub fn priority(self, priority: i32) -> Self {
+            self.with(|options| options.class.priority = priority)
+        }
+
+        /// Whose task this is. Among tasks of one priority each key gets a fair share of the
+        /// workers' time, however many tasks it has and however long they take; tasks without a key
+        /// share one share. A key costs nothing once its tasks are done: it may name a tenant, a
+        /// user, or one request.
+        pub fn key(self, key: impl Into<std::sync::Arc<str>>) -> Self {
+            let key = key.into();
+            self.with(|options| options.class.key = Some(key))
+        }
+
         /// Dropping this before its end kills what runs, each worker with its process group.
         pub fn kill_on_drop(self) -> Self {
             self.with(|options| options.kill_on_drop = true)
@@ -58,6 +74,7 @@ pub(super) use common_options;
 pub(super) struct Options<R> {
     pub(super) timeout: Option<Duration>,
     pub(super) retries: u32,
+    pub(super) class: Class,
     pub(super) kill_on_drop: bool,
     pub(super) chunk_size: Option<usize>,
     pub(super) buffer_size: Option<usize>,
@@ -70,6 +87,7 @@ impl<R> Default for Options<R> {
         Self {
             timeout: None,
             retries: 0,
+            class: Class::default(),
             kill_on_drop: false,
             chunk_size: None,
             buffer_size: None,
@@ -89,6 +107,7 @@ impl<R> Options<R> {
 
     pub(super) fn spec(&self, call: &Call) -> Spec {
         let Call { id, function, name } = call.clone();
-        Spec { id, function, name, timeout: self.timeout, memory_limit: None, retries: self.retries }
+        let Self { timeout, retries, .. } = *self;
+        Spec { id, function, name, timeout, memory_limit: None, retries, class: self.class.clone() }
     }
 }

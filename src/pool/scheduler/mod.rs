@@ -4,12 +4,15 @@
 //! nanoseconds, acts on workers through their [`Lane`], and leaves in [`Effects`] what its driver
 //! must do once the lock is released: answer jobs and ring bells.
 
+mod queue;
 mod worker;
 
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
+pub(super) use self::queue::Class;
+use self::queue::Queue;
 use self::worker::{State, Worker};
 use super::wire::{Body, Kind, Reply, RunHead};
 use crate::error::{NotStarted, TaskError, WorkerDied};
@@ -30,6 +33,7 @@ pub(super) struct Spec {
     pub(super) memory_limit: Option<u64>,
     /// How often an item is tried again after its worker died.
     pub(super) retries: u32,
+    pub(super) class: Class,
 }
 
 /// Who wants the answers.
@@ -205,7 +209,11 @@ pub(super) struct Scheduler<J, L: Lane<J>> {
     max_tasks: Option<u32>,
     phase: Phase,
     workers: Vec<Worker<J, L>>,
-    pending: VecDeque<Run<J>>,
+    queue: Queue<J>,
+    /// When the time that is passing was last charged.
+    charged: u64,
+    /// Whose tasks have killed workers that are not replaced yet: they pay for that.
+    payers: VecDeque<Class>,
     /// Jobs that may still submit.
     open_jobs: usize,
     next_worker: WorkerId,
@@ -228,7 +236,9 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             max_tasks,
             phase: Phase::Running,
             workers: Vec::new(),
-            pending: VecDeque::new(),
+            queue: Queue::new(None),
+            charged: 0,
+            payers: VecDeque::new(),
             open_jobs: 0,
             next_worker: 0,
             failures: 0,
@@ -266,7 +276,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     }
 
     pub(super) fn has_unfinished(&self) -> bool {
-        !self.pending.is_empty() || self.workers.iter().any(|worker| worker.unanswered() > 0)
+        !self.queue.is_empty() || self.workers.iter().any(|worker| worker.unanswered() > 0)
     }
 
     /// How many items it is good to have submitted and not answered.
@@ -292,7 +302,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     }
 
     pub(super) fn pending_runs(&self) -> usize {
-        self.pending.len()
+        self.queue.len()
     }
 
     /// Takes the only run of a new job.
@@ -312,7 +322,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             let why = NotStarted::NoWorker(why.clone());
             return self.lose(run, why);
         }
-        self.pending.push_back(run);
+        self.queue.push(run);
         self.dispatch(now);
     }
 
@@ -323,43 +333,65 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
 
     /// Hands pending runs to workers as far as these want them.
     fn dispatch(&mut self, now: u64) {
-        while !self.pending.is_empty() {
-            let takers = self.workers.iter_mut().filter(|worker| worker.wants_more(now));
+        if !self.queue.is_empty() && now.saturating_sub(self.charged) >= LOOK {
+            self.charge(now);
+        }
+        while !self.queue.is_empty() {
+            let queue = &self.queue;
+            let takers =
+                self.workers.iter_mut().filter(|worker| worker.wants_more(now) && queue.has_for(worker.id));
             let Some(worker) = takers.min_by_key(|worker| worker.unanswered()) else { break };
-            let Some(run) = self.pending.pop_front() else { break };
             // Items that take long are handed out one by one, whatever the chunk.
             let most = worker.wanted().min(u64::from(worker.may_take()));
-            let (run, rest) = run.split(most as u32);
-            if let Some(rest) = rest {
-                self.pending.push_front(rest);
-            }
+            let Some(run) = self.queue.take(worker.id, most as u32) else { break };
             match worker.send(run, now) {
                 Ok(()) => {
                     self.effects.bells.extend(worker.lane.as_ref().and_then(Lane::bell));
                     // Its replacement can start while it does its last items.
                     self.effects.attention |= !worker.is_kept();
                 }
-                Err((run, Sent::Impossible(why))) => self.lose(run, why),
+                Err((run, Sent::Impossible(why))) => {
+                    self.queue.done(worker.id, &run.job.spec().class, u64::from(run.count), None);
+                    self.lose(run, why);
+                }
                 Err((run, _)) => {
                     self.retry_at.get_or_insert(now + RETRY);
-                    self.pending.push_front(run);
+                    self.queue.give_back(worker.id, run);
                 }
+            }
+        }
+    }
+
+    /// Charges the time that is passing: long items count while they run.
+    fn charge(&mut self, now: u64) {
+        self.charged = now;
+        for worker in &mut self.workers {
+            let time = worker.bill(now);
+            if let Some(class) = worker.class() {
+                self.queue.charge(class, time);
             }
         }
     }
 
     /// Gives idle workers what others hold and have not begun.
     fn balance(&mut self, now: u64) {
-        while self.pending.is_empty() {
-            let idle = self.workers.iter().any(|worker| worker.wants_more(now) && worker.unanswered() == 0);
-            let busiest = self.workers.iter_mut().max_by_key(|worker| worker.unanswered());
-            let Some(victim) = busiest.filter(|victim| idle && victim.is_worth_robbing(now)) else { break };
+        loop {
+            let queue = &self.queue;
+            let mut workers = self.workers.iter();
+            let idle = workers.find(|worker| worker.wants_more(now) && worker.unanswered() == 0);
+            let Some(idle) = idle.map(|worker| worker.id).filter(|idle| !queue.has_for(*idle)) else { break };
+            let loaded = self.workers.iter_mut().filter(|worker| {
+                let may_take = |run: &Run<J>| queue.may_take(idle, &run.job.spec().class);
+                worker.is_worth_robbing(now) && worker.last().is_some_and(may_take)
+            });
+            let Some(victim) = loaded.max_by_key(|worker| worker.unanswered()) else { break };
             let Some(run) = victim.take_back_last() else { break };
             // Half of it will find its way back, as the victim is then the least busy.
             let half = run.count.div_ceil(2);
             let (goes, stays) = run.split(half);
-            self.pending.push_back(goes);
-            self.pending.extend(stays);
+            for run in stays.into_iter().chain([goes]) {
+                self.queue.give_back(victim.id, run);
+            }
             self.dispatch(now);
         }
     }
@@ -369,12 +401,15 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     /// The next worker to start now, if one is wanted.
     pub(super) fn start_due(&mut self, now: u64) -> Option<WorkerId> {
         let kept = self.workers.iter().filter(|worker| worker.is_kept()).count();
+        if kept >= self.processes {
+            self.payers.clear();
+        }
         if kept >= self.processes || self.wants_end() || now < self.start_after {
             return None;
         }
         let id = self.next_worker;
         self.next_worker += 1;
-        self.workers.push(Worker::new(id, self.max_tasks));
+        self.workers.push(Worker::new(id, self.max_tasks, self.payers.pop_front(), now));
         Some(id)
     }
 
@@ -407,7 +442,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         self.failures += 1;
         self.back_off(self.failures, now);
         if self.ready_workers() == 0 && self.failures > self.most_failures() {
-            for run in std::mem::take(&mut self.pending) {
+            for run in self.queue.drain() {
                 self.lose(run, NotStarted::NoWorker(why.clone()));
             }
             self.broken = Some(why);
@@ -428,17 +463,12 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             // Its items were told of already.
             return Ok(());
         }
-        let before = self.workers[index].unanswered();
-        let result = self.read_replies(index, bytes);
+        let result = self.read_replies(index, bytes, now);
+        self.settle(index, now);
         let worker = &mut self.workers[index];
-        let answered = before.saturating_sub(worker.unanswered());
-        worker.learn(answered, now);
         if worker.state == State::Retiring && worker.unanswered() == 0 {
             worker.stop();
             self.effects.bells.extend(worker.lane.as_ref().and_then(Lane::bell));
-        }
-        if answered > 0 {
-            self.barren = 0;
         }
         self.retry_at = None;
         self.dispatch(now);
@@ -447,7 +477,21 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         result
     }
 
-    fn read_replies(&mut self, index: usize, bytes: &[u8]) -> Result<(), Corrupt> {
+    /// Closes the accounts of what a worker has answered.
+    fn settle(&mut self, index: usize, now: u64) {
+        let worker = &mut self.workers[index];
+        worker.tally_front();
+        let answered = worker.tally.iter().map(|(_, items)| items).sum();
+        let Some(each) = worker.learn(answered, now) else { return };
+        self.barren = 0;
+        let time = worker.bill(now) / answered;
+        for (class, items) in worker.tally.drain(..) {
+            self.queue.charge(&class, time * items);
+            self.queue.done(worker.id, &class, items, Some(each));
+        }
+    }
+
+    fn read_replies(&mut self, index: usize, bytes: &[u8], now: u64) -> Result<(), Corrupt> {
         let worker = &mut self.workers[index];
         let mut all = frames(bytes);
         let mut start = 0;
@@ -480,6 +524,10 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                 Kind::Skipped => self.effects.retired.extend(worker.skipped(reply.tag)?.map(|run| run.job)),
                 Kind::Ready if worker.state == State::Warming => {
                     worker.state = State::Ready;
+                    let time = worker.bill(now);
+                    if let Some(payer) = worker.payer.take() {
+                        self.queue.charge(&payer, time);
+                    }
                     self.failures = 0;
                     self.broken = None;
                     self.effects.attention = true;
@@ -490,7 +538,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                 // It may have been told to end meanwhile.
                 Kind::Retire if !matches!(worker.state, State::Starting | State::Warming) => {
                     for run in worker.retire().into_iter().rev() {
-                        self.pending.push_front(run);
+                        self.queue.give_back(worker.id, run);
                     }
                     // Its replacement can start at once.
                     self.effects.attention = true;
@@ -517,7 +565,13 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         let mut worker = self.workers.remove(index);
         let pid = worker.pid().unwrap_or_default();
         for run in worker.take_back_all().into_iter().rev() {
-            self.pending.push_front(run);
+            self.queue.give_back(id, run);
+        }
+        let time = worker.bill(now);
+        // What is left is what it ran.
+        if let Some(class) = worker.class().cloned() {
+            self.queue.charge(&class, time);
+            self.payers.push_back(class);
         }
         let begun = worker.begun();
         let was_of_use = worker.has_answered || !begun.is_empty();
@@ -533,8 +587,9 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             };
             let again = !matches!(error, TaskError::Aborted { .. }) && run.attempt < run.job.spec().retries;
             if again && self.phase != Phase::Terminated {
-                self.pending.push_front(Run { attempt: run.attempt + 1, ..run });
+                self.queue.give_back(id, Run { attempt: run.attempt + 1, ..run });
             } else {
+                self.queue.done(id, &run.job.spec().class, u64::from(run.count), None);
                 self.effects.lost.push(Lost { items: run.items(), job: run.job, error });
             }
         }
@@ -577,14 +632,11 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     /// Does what time has brought. What workers had published must have been taken just before.
     pub(super) fn tick(&mut self, now: u64) {
         self.retry_at.take_if(|at| *at <= now);
-        for index in 0..self.workers.len() {
-            if self.workers[index].deadline().is_some_and(|deadline| deadline <= now) {
-                for run in self.workers[index].overdue(now).into_iter().rev() {
-                    self.pending.push_front(run);
-                }
-            }
-            for run in self.workers[index].relieve(now).into_iter().rev() {
-                self.pending.push_front(run);
+        for worker in &mut self.workers {
+            let overdue = worker.deadline().is_some_and(|deadline| deadline <= now);
+            let late = if overdue { worker.overdue(now) } else { Vec::new() };
+            for run in late.into_iter().rev().chain(worker.relieve(now).into_iter().rev()) {
+                self.queue.give_back(worker.id, run);
             }
         }
         self.dispatch(now);
@@ -596,14 +648,15 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     /// Nobody wants a job's items any more. What was not begun is lost; what runs is killed with
     /// its worker if `kill` says so.
     pub(super) fn abort(&mut self, job: &J, kill: bool, now: u64) {
-        let (mut unbegun, others): (VecDeque<_>, _) =
-            std::mem::take(&mut self.pending).into_iter().partition(|run| run.job.is(job));
-        self.pending = others;
+        let mut unbegun = self.queue.remove(job);
         for worker in &mut self.workers {
-            unbegun.extend(worker.take_back_of(job));
+            for run in worker.take_back_of(job) {
+                self.queue.done(worker.id, &run.job.spec().class, u64::from(run.count), None);
+                unbegun.push(run);
+            }
             if kill && worker.begun().iter().any(|(_, run)| run.job.is(job)) {
                 for run in worker.take_back_all().into_iter().rev() {
-                    self.pending.push_front(run);
+                    self.queue.give_back(worker.id, run);
                 }
                 // The last that it began is all that it can be running.
                 if let Some((tag, _)) = worker.begun().pop().filter(|(_, run)| run.job.is(job)) {
@@ -632,7 +685,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     /// Ends everything: all that is not answered is lost, all workers are killed.
     pub(super) fn terminate(&mut self) {
         self.phase = Phase::Terminated;
-        for run in std::mem::take(&mut self.pending) {
+        for run in self.queue.drain() {
             self.lose(run, NotStarted::Closed);
         }
         for index in 0..self.workers.len() {

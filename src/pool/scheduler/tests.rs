@@ -30,8 +30,15 @@ impl Ticket for Ask {
 }
 
 fn ask(number: usize, timeout: Option<Duration>, retries: u32) -> Ask {
-    let spec =
-        Spec { id: 0, function: Ok(FnId::Place(0)), name: "task", timeout, memory_limit: None, retries };
+    let spec = Spec {
+        id: 0,
+        function: Ok(FnId::Place(0)),
+        name: "task",
+        timeout,
+        memory_limit: None,
+        retries,
+        class: Class::default(),
+    };
     Ask { number, spec: Rc::new(spec) }
 }
 
@@ -244,6 +251,9 @@ impl Play {
             self.scheduler.tick(self.now);
             self.effects();
             if !self.scheduler.has_unfinished() {
+                if self.scheduler.phase() != Phase::Terminated {
+                    assert_eq!(self.scheduler.queue.in_flight(), 0);
+                }
                 return;
             }
         }

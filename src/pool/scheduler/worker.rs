@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{IN_FLIGHT, LOOK, Lane, Run, Sent, Ticket, WorkerId};
+use super::{Class, IN_FLIGHT, LOOK, Lane, Run, Sent, Ticket, WorkerId};
 use crate::error::TaskError;
 use crate::pool::channel::SLOTS;
 use crate::pool::wire::Tag;
@@ -32,9 +32,19 @@ pub(super) struct InFlight<J> {
     seq: u32,
     pub(super) run: Run<J>,
     answered: u32,
+    /// How many of these answers are in its worker's tally or went into an earlier one.
+    tallied: u32,
     /// The worker begins no item from here on: the run's length, or less if it was withdrawn.
     limit: u32,
     withdrawn: bool,
+}
+
+impl<J: Ticket> InFlight<J> {
+    /// The answers that were in no tally yet.
+    fn tally(&mut self) -> Option<(Class, u64)> {
+        let answers = self.answered - std::mem::replace(&mut self.tallied, self.answered);
+        (answers > 0).then(|| (self.run.job.spec().class.clone(), u64::from(answers)))
+    }
 }
 
 #[derive(Debug)]
@@ -45,6 +55,12 @@ pub(super) struct Worker<J, L> {
     pub(super) lane: Option<L>,
     /// In the order in which it runs them. Its replies come in this order.
     pub(super) runs: VecDeque<InFlight<J>>,
+    /// How many items of which class were answered since the accounts were settled.
+    pub(super) tally: Vec<(Class, u64)>,
+    /// Up to when its time was charged to who uses it.
+    billed: u64,
+    /// As long as it is not ready, its time is charged to who made it necessary.
+    pub(super) payer: Option<Class>,
     next_seq: u32,
     /// How many items more it may be given, if that is limited.
     budget: Option<u32>,
@@ -67,12 +83,15 @@ pub(super) struct Worker<J, L> {
 }
 
 impl<J: Ticket, L: Lane<J>> Worker<J, L> {
-    pub(super) fn new(id: WorkerId, budget: Option<u32>) -> Self {
+    pub(super) fn new(id: WorkerId, budget: Option<u32>, payer: Option<Class>, now: u64) -> Self {
         Self {
             id,
             state: State::Starting,
             lane: None,
             runs: VecDeque::new(),
+            tally: Vec::new(),
+            billed: now,
+            payer,
             next_seq: 0,
             budget,
             unanswered: 0,
@@ -155,11 +174,12 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         }
         if self.unanswered == 0 {
             self.since = now;
+            self.billed = now;
         }
         self.unanswered += u64::from(run.count);
         self.budget = self.budget.map(|budget| budget - run.count);
         let (seq, limit) = (self.next_seq, run.count);
-        self.runs.push_back(InFlight { seq, run, answered: 0, limit, withdrawn: false });
+        self.runs.push_back(InFlight { seq, run, answered: 0, tallied: 0, limit, withdrawn: false });
         self.next_seq = seq.wrapping_add(1);
         Ok(())
     }
@@ -173,28 +193,45 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         front.answered += 1;
         self.unanswered = self.unanswered.saturating_sub(1);
         self.has_answered = true;
-        let finished = front.answered == front.run.count;
-        Ok(if finished { self.runs.pop_front().map(|done| done.run) } else { None })
+        if front.answered < front.run.count {
+            return Ok(None);
+        }
+        self.tally.extend(front.tally());
+        Ok(self.runs.pop_front().map(|done| done.run))
+    }
+
+    /// Counts the answers of the run that it is at, which are not all.
+    pub(super) fn tally_front(&mut self) {
+        self.tally.extend(self.runs.front_mut().and_then(InFlight::tally));
     }
 
     /// Notes that it has passed over the withdrawn rest of a run, and gives that run.
     pub(super) fn skipped(&mut self, tag: Tag) -> Result<Option<Run<J>>, Corrupt> {
         let passed =
             |front: &InFlight<J>| front.seq == tag.seq && front.withdrawn && front.answered == front.limit;
-        if !self.runs.front().is_some_and(passed) {
-            return Err(Corrupt);
-        }
+        let Some(front) = self.runs.front_mut().filter(|front| passed(front)) else { return Err(Corrupt) };
+        self.tally.extend(front.tally());
         Ok(self.runs.pop_front().map(|done| done.run))
     }
 
-    /// Learns from replies how long its items take.
-    pub(super) fn learn(&mut self, answered: u64, now: u64) {
+    /// The time since this was last asked for.
+    pub(super) fn bill(&mut self, now: u64) -> u64 {
+        now.saturating_sub(std::mem::replace(&mut self.billed, now))
+    }
+
+    /// Whose time passes: that of what it runs, or of who has it started.
+    pub(super) fn class(&self) -> Option<&Class> {
+        self.payer.as_ref().or_else(|| self.current().map(|flight| &flight.run.job.spec().class))
+    }
+
+    /// Learns from replies how long its items take, and says how long these took.
+    pub(super) fn learn(&mut self, answered: u64, now: u64) -> Option<u64> {
         self.full = false;
-        if let Some(time) = now.saturating_sub(self.since).checked_div(answered) {
-            self.item_time = Some(self.item_time.map_or(time, |known| (3 * known + time) / 4));
-            self.since = now;
-            self.deadline = None;
-        }
+        let time = now.saturating_sub(self.since).checked_div(answered)?;
+        self.item_time = Some(self.item_time.map_or(time, |known| (3 * known + time) / 4));
+        self.since = now;
+        self.deadline = None;
+        Some(time)
     }
 
     /// Whether it holds so much that an idle worker should have some of it.
@@ -204,6 +241,11 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         self.state == State::Ready
             && self.unanswered > 1
             && (known_long || work.is_none_or(|work| work >= WORTH_ROBBING))
+    }
+
+    /// The run of which [`take_back_last`](Self::take_back_last) takes.
+    pub(super) fn last(&self) -> Option<&Run<J>> {
+        self.runs.iter().rfind(|flight| !flight.withdrawn).map(|flight| &flight.run)
     }
 
     /// Takes back of its last run what it has not begun.

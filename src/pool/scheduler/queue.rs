@@ -1,0 +1,361 @@
+//! What waits for a worker, and in which order it goes: levels by priority, and in a level a fair
+//! share of the workers' time for each key.
+//!
+//! Each key has an account of the worker time that it has used in its level, and the one that has
+//! used least is next (start-time fair queueing). What its items in flight will take counts
+//! in advance, by what such items took before. A key that has not waited for a while begins
+//! with as much as the last one had that was served: it neither pays for being away nor saves up.
+//! Tasks without a key are one key more. A level in which nothing waits and nothing runs forgets.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+
+use super::{Run, Ticket, WorkerId};
+
+/// What is assumed of a key's items as long as none was answered, in nanoseconds.
+const UNKNOWN: u64 = 1_000_000;
+
+/// Where a task stands among others.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(in crate::pool) struct Class {
+    /// Higher ones go first.
+    pub(in crate::pool) priority: i32,
+    /// Whose share it uses.
+    pub(in crate::pool) key: Option<Arc<str>>,
+}
+
+/// One key's runs and what it has used.
+#[derive(Debug)]
+struct Account<J> {
+    key: Option<Arc<str>>,
+    runs: VecDeque<Run<J>>,
+    /// Worker time, in nanoseconds.
+    used: u64,
+    /// Items that workers hold and have not answered.
+    in_flight: u64,
+    /// How long an item takes on average.
+    item_time: Option<u64>,
+}
+
+impl<J> Account<J> {
+    fn new(key: Option<Arc<str>>) -> Self {
+        Self { key, runs: VecDeque::new(), used: 0, in_flight: 0, item_time: None }
+    }
+
+    /// By this it is compared with others.
+    fn time(&self) -> u64 {
+        self.used + self.in_flight.saturating_mul(self.item_time.unwrap_or(UNKNOWN))
+    }
+
+    fn catch_up(&mut self, time: u64) {
+        self.used += time.saturating_sub(self.time());
+    }
+
+    fn is_idle(&self) -> bool {
+        self.runs.is_empty() && self.in_flight == 0
+    }
+}
+
+/// The tasks of one priority.
+#[derive(Debug)]
+struct Level<J> {
+    priority: i32,
+    /// The first is that of the tasks without a key.
+    accounts: Vec<Account<J>>,
+    names: HashMap<Arc<str>, usize>,
+    /// Places of accounts that were forgotten.
+    free: Vec<usize>,
+    /// Those in which runs wait, by their time.
+    order: Vec<(u64, usize)>,
+    /// The time of the account that was served last, as far as that went on.
+    now: u64,
+    in_flight: u64,
+}
+
+impl<J> Level<J> {
+    fn new(priority: i32) -> Self {
+        Self {
+            priority,
+            accounts: vec![Account::new(None)],
+            names: HashMap::new(),
+            free: Vec::new(),
+            order: Vec::new(),
+            now: 0,
+            in_flight: 0,
+        }
+    }
+
+    fn find(&self, key: Option<&Arc<str>>) -> Option<usize> {
+        match key {
+            None => Some(0),
+            Some(key) => self.names.get(key).copied(),
+        }
+    }
+
+    fn find_or_open(&mut self, key: Option<&Arc<str>>) -> usize {
+        if let Some(id) = self.find(key) {
+            return id;
+        }
+        if self.free.is_empty() && self.accounts.len() == self.accounts.capacity() {
+            self.sweep();
+        }
+        let mut account = Account::new(key.cloned());
+        account.catch_up(self.now);
+        let id = match self.free.pop() {
+            Some(id) => {
+                self.accounts[id] = account;
+                id
+            }
+            None => {
+                self.accounts.push(account);
+                self.accounts.len() - 1
+            }
+        };
+        self.names.extend(key.cloned().map(|key| (key, id)));
+        id
+    }
+
+    /// Forgets the keys for which it makes no difference.
+    fn sweep(&mut self) {
+        let Self { accounts, names, free, now, .. } = self;
+        names.retain(|_, id| {
+            let needed = !accounts[*id].is_idle() || accounts[*id].used > *now;
+            free.extend((!needed).then_some(*id));
+            needed
+        });
+        // Not again before as many have come as are looked at.
+        if free.len() < accounts.len() / 2 {
+            accounts.reserve(accounts.len());
+        }
+    }
+
+    /// Changes an account, and puts it where it belongs then.
+    fn change<T>(&mut self, id: usize, change: impl FnOnce(&mut Account<J>) -> T) -> T {
+        let account = &mut self.accounts[id];
+        let before = (!account.runs.is_empty()).then(|| (account.time(), id));
+        let result = change(account);
+        let after = (!account.runs.is_empty()).then(|| (account.time(), id));
+        if before != after {
+            if let Some(Ok(at)) = before.map(|entry| self.order.binary_search(&entry)) {
+                self.order.remove(at);
+            }
+            if let Some(entry) = after {
+                let at = self.order.partition_point(|other| *other < entry);
+                self.order.insert(at, entry);
+            }
+        }
+        result
+    }
+
+    fn is_idle(&self) -> bool {
+        self.order.is_empty() && self.in_flight == 0
+    }
+
+    fn forget(&mut self) {
+        self.now = self.now.max(self.accounts[0].used);
+        self.accounts.truncate(1);
+        self.names.clear();
+        self.free.clear();
+    }
+}
+
+/// Which workers hold unanswered items of which key, and how many may.
+#[derive(Debug)]
+struct Holders {
+    limit: Option<usize>,
+    of: HashMap<Arc<str>, Vec<(WorkerId, u64)>>,
+}
+
+impl Holders {
+    /// Whether a worker may be given items of a key.
+    fn may_take(&self, worker: WorkerId, key: Option<&Arc<str>>) -> bool {
+        let (Some(limit), Some(key)) = (self.limit, key) else { return true };
+        let Some(holders) = self.of.get(key) else { return true };
+        holders.len() < limit || holders.iter().any(|(holder, _)| *holder == worker)
+    }
+
+    fn add(&mut self, worker: WorkerId, key: Option<&Arc<str>>, items: u64) {
+        let (Some(_), Some(key)) = (self.limit, key) else { return };
+        let holders = self.of.entry(key.clone()).or_default();
+        match holders.iter_mut().find(|(holder, _)| *holder == worker) {
+            Some((_, held)) => *held += items,
+            None => holders.push((worker, items)),
+        }
+    }
+
+    fn remove(&mut self, worker: WorkerId, key: Option<&Arc<str>>, items: u64) {
+        let Some(key) = key else { return };
+        let Some(holders) = self.of.get_mut(key) else { return };
+        if let Some((_, held)) = holders.iter_mut().find(|(holder, _)| *holder == worker) {
+            *held = held.saturating_sub(items);
+        }
+        holders.retain(|(_, held)| *held > 0);
+        if holders.is_empty() {
+            self.of.remove(key);
+        }
+    }
+}
+
+/// The runs that wait, and the accounts of those that workers hold.
+#[derive(Debug)]
+pub(super) struct Queue<J> {
+    /// The highest priority first.
+    levels: Vec<Level<J>>,
+    len: usize,
+    holders: Holders,
+}
+
+impl<J: Ticket> Queue<J> {
+    /// `key_limit` says how many workers may hold items of one key at a time.
+    pub(super) fn new(key_limit: Option<usize>) -> Self {
+        // This level stays, as most tasks come and go there.
+        let levels = vec![Level::new(0)];
+        Self { levels, len: 0, holders: Holders { limit: key_limit, of: HashMap::new() } }
+    }
+
+    /// How many runs wait.
+    pub(super) fn len(&self) -> usize {
+        self.len
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub(super) fn push(&mut self, run: Run<J>) {
+        self.put(run, VecDeque::push_back);
+    }
+
+    /// Takes back, to the front, what a worker was given and has not begun.
+    pub(super) fn give_back(&mut self, worker: WorkerId, run: Run<J>) {
+        let (class, items) = (run.job.spec().class.clone(), u64::from(run.count));
+        self.put(run, VecDeque::push_front);
+        self.done(worker, &class, items, None);
+    }
+
+    fn put(&mut self, run: Run<J>, put: fn(&mut VecDeque<Run<J>>, Run<J>)) {
+        let class = &run.job.spec().class;
+        let at = self.find(class.priority).unwrap_or_else(|at| {
+            self.levels.insert(at, Level::new(class.priority));
+            at
+        });
+        let level = &mut self.levels[at];
+        let (id, now) = (level.find_or_open(class.key.as_ref()), level.now);
+        level.change(id, |account| {
+            if account.runs.is_empty() {
+                account.catch_up(now);
+            }
+            put(&mut account.runs, run);
+        });
+        self.len += 1;
+    }
+
+    fn find(&self, priority: i32) -> Result<usize, usize> {
+        self.levels.binary_search_by(|level| priority.cmp(&level.priority))
+    }
+
+    /// Whether anything waits that a worker may be given.
+    pub(super) fn has_for(&self, worker: WorkerId) -> bool {
+        match self.holders.limit {
+            None => !self.is_empty(),
+            Some(_) => self.levels.iter().any(|level| self.next_in(level, worker).is_some()),
+        }
+    }
+
+    /// Whether a worker may be given items of a class.
+    pub(super) fn may_take(&self, worker: WorkerId, class: &Class) -> bool {
+        self.holders.may_take(worker, class.key.as_ref())
+    }
+
+    fn next_in(&self, level: &Level<J>, worker: WorkerId) -> Option<usize> {
+        level.order.iter().position(|(_, id)| self.holders.may_take(worker, level.accounts[*id].key.as_ref()))
+    }
+
+    /// The run that is next for a worker, or as much of it as it should have.
+    pub(super) fn take(&mut self, worker: WorkerId, most: u32) -> Option<Run<J>> {
+        let (at, next) = (self.levels.iter().enumerate())
+            .find_map(|(at, level)| self.next_in(level, worker).map(|next| (at, next)))?;
+        let level = &mut self.levels[at];
+        let (time, id) = level.order[next];
+        level.now = level.now.max(time);
+        // Who may not go now does not save up for later.
+        let passed: Vec<_> = level.order[..next].iter().map(|(_, id)| *id).collect();
+        for id in passed {
+            level.change(id, |account| account.catch_up(time));
+        }
+        let run = level.change(id, |account| {
+            let (run, rest) = account.runs.pop_front()?.split(most);
+            self.len -= usize::from(rest.is_none());
+            if let Some(rest) = rest {
+                account.runs.push_front(rest);
+            }
+            account.in_flight += u64::from(run.count);
+            Some(run)
+        })?;
+        level.in_flight += u64::from(run.count);
+        self.holders.add(worker, run.job.spec().class.key.as_ref(), u64::from(run.count));
+        Some(run)
+    }
+
+    /// A worker does not hold so many items of a class any more; `each` is how long they took.
+    pub(super) fn done(&mut self, worker: WorkerId, class: &Class, items: u64, each: Option<u64>) {
+        self.holders.remove(worker, class.key.as_ref(), items);
+        let Ok(at) = self.find(class.priority) else { return };
+        let level = &mut self.levels[at];
+        let Some(id) = level.find(class.key.as_ref()) else { return };
+        level.change(id, |account| {
+            account.in_flight = account.in_flight.saturating_sub(items);
+            if let Some(time) = each {
+                account.item_time = Some(account.item_time.map_or(time, |known| (3 * known + time) / 4));
+            }
+        });
+        level.in_flight = level.in_flight.saturating_sub(items);
+        if level.is_idle() {
+            match level.priority {
+                0 => level.forget(),
+                _ => drop(self.levels.remove(at)),
+            }
+        }
+    }
+
+    /// Notes worker time that a class has used.
+    pub(super) fn charge(&mut self, class: &Class, time: u64) {
+        if let Ok(at) = self.find(class.priority)
+            && let Some(id) = self.levels[at].find(class.key.as_ref())
+        {
+            self.levels[at].change(id, |account| account.used += time);
+        }
+    }
+
+    /// Takes out what waits of a job.
+    pub(super) fn remove(&mut self, job: &J) -> Vec<Run<J>> {
+        self.extract(|run| run.job.is(job))
+    }
+
+    /// Takes out all that waits.
+    pub(super) fn drain(&mut self) -> Vec<Run<J>> {
+        self.extract(|_| true)
+    }
+
+    /// Items that workers hold.
+    #[cfg(test)]
+    pub(super) fn in_flight(&self) -> u64 {
+        self.levels.iter().map(|level| level.in_flight).sum()
+    }
+
+    fn extract(&mut self, goes: impl Fn(&Run<J>) -> bool) -> Vec<Run<J>> {
+        let mut gone = Vec::new();
+        for level in &mut self.levels {
+            for id in 0..level.accounts.len() {
+                level.change(id, |account| {
+                    let (out, stays) = std::mem::take(&mut account.runs).into_iter().partition(&goes);
+                    account.runs = stays;
+                    gone.extend::<VecDeque<_>>(out);
+                });
+            }
+        }
+        self.levels.retain(|level| level.priority == 0 || !level.is_idle());
+        self.len -= gone.len();
+        gone
+    }
+}
