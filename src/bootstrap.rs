@@ -5,8 +5,10 @@
 //! and `fork` by a copy of a process. From [`run`] on all are alike.
 
 use crate::sys::{AsFd, AsRawFd, RawFd};
+use std::cell::RefCell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::OnceLock;
+use std::rc::Rc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::runtime::Runtime;
 
@@ -234,15 +236,33 @@ static LIFELINE: PerProcess<OnceLock<Fd>> = PerProcess::new(OnceLock::new);
 
 /// The runtime of sync code: one per process, made when it is first needed, since a child that
 /// needs none starts twice as fast. It is driven by the threads that block on it.
-fn runtime() -> std::io::Result<&'static Runtime> {
-    static RUNTIME: PerProcess<OnceLock<Runtime>> = PerProcess::new(OnceLock::new);
-    let cell = RUNTIME.get();
+fn runtime() -> std::io::Result<Arc<Runtime>> {
+    static RUNTIME: PerProcess<OnceLock<Arc<Runtime>>> = PerProcess::new(OnceLock::new);
+    let own = OWN_RUNTIME.with_borrow(Clone::clone);
+    let cell = own.as_deref().unwrap_or_else(|| RUNTIME.get());
     if let Some(runtime) = cell.get() {
-        return Ok(runtime);
+        return Ok(runtime.clone());
     }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().on_thread_start(guard_thread).build()?;
-    Ok(cell.get_or_init(|| runtime))
+    Ok(cell.get_or_init(|| Arc::new(runtime)).clone())
+}
+
+thread_local! {
+    static OWN_RUNTIME: RefCell<Option<Rc<OnceLock<Arc<Runtime>>>>> = const { RefCell::new(None) };
+}
+
+/// Gives this thread a runtime for its sync code that it shares with no other, for as long as `run`
+/// takes: a future that blocks must not hold up those of other threads.
+pub(crate) fn with_own_runtime<T>(run: impl FnOnce() -> T) -> T {
+    struct Restore(Option<Rc<OnceLock<Arc<Runtime>>>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            OWN_RUNTIME.set(self.0.take());
+        }
+    }
+    let _restore = Restore(OWN_RUNTIME.replace(Some(Rc::default())));
+    run()
 }
 
 /// Waits for a future where there is no runtime.

@@ -269,7 +269,7 @@ pub struct WorkerDied {
     pub stderr_tail: String,
     /// The function that it ran.
     pub task: String,
-    /// Its process id.
+    /// Its process id; 0 for a thread of an in-process pool.
     pub pid: i32,
 }
 

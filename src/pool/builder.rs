@@ -28,6 +28,7 @@ pub struct PoolBuilder {
     max_memory: Option<u64>,
     max_pending: Option<usize>,
     name: Option<String>,
+    in_process: bool,
 }
 
 impl PoolBuilder {
@@ -103,12 +104,26 @@ impl PoolBuilder {
         self
     }
 
+    /// Has its workers be threads of this process, for tests and for where no process may be
+    /// started: in a daemon or a pool's worker, and in the debugger.
+    ///
+    /// It is the same pool but for what only a process can give. A thread cannot be killed: who
+    /// awaits a task that timed out or was aborted hears of it at once, and a new thread takes its
+    /// place, while the old one runs on, unheard, until its task ends. A crash, an `exit`, the
+    /// memory that a task takes and what it does to statics are this process's. Nobody reads its
+    /// stderr, and it has no process id. The start method means nothing to it.
+    #[doc(alias = "ThreadPool")]
+    pub fn in_process(mut self) -> Self {
+        self.in_process = true;
+        self
+    }
+
     /// Starts it. Returns when the first worker is ready; the others are on their way, and
     /// [`Pool::ready`] waits for all.
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if a number is 0; when no worker can be started, or each fails in
-    /// its initializer; in a daemon.
+    /// its initializer; in a daemon, unless it is [in-process](Self::in_process).
     ///
     /// # Panics
     /// Outside of a Tokio runtime with I/O enabled.
@@ -128,6 +143,7 @@ impl PoolBuilder {
             initializer: self.initializer.transpose()?,
             max_tasks,
             max_memory,
+            in_process: self.in_process,
         };
         let timer = sys::fd::timerfd()?;
         let scheduler = Scheduler::new(processes, max_tasks);

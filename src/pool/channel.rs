@@ -4,10 +4,10 @@ use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::host::Host;
 use super::scheduler::{Lane, Run, Sent, Ticket};
 use super::wire::{self, Body, INLINE, Kind, Reply, STOP_FRAME, Setup, Tag};
 use crate::error::NotStarted;
-use crate::process::Process;
 use crate::reduction::Handle;
 use crate::ring::{Consumer, Corrupt, Doze, Layout, Memory, Producer};
 use crate::sys::memory::{self, Shared};
@@ -25,6 +25,7 @@ const REPLIES: Layout = Layout { head: 256, tail: 384, data: 4096 + RING, capaci
 const WORKER_ASLEEP: usize = 512;
 const PARENT_ASLEEP: usize = 640;
 const BEGAN_AT: usize = 768;
+const GIVEN_UP: usize = 896;
 const SLOT_WORDS: usize = 1024;
 const MEMORY: usize = 4096 + 2 * RING;
 
@@ -87,6 +88,10 @@ pub(super) struct Link {
 }
 
 impl Link {
+    pub(super) fn leash(&self) -> Leash {
+        Leash { memory: self.memory.clone(), bell: self.bell.clone() }
+    }
+
     /// Publishes a run under a number that no run in flight has.
     pub(super) fn send<J: Ticket>(&mut self, seq: u32, run: &Run<J>) -> Sent {
         let spec = run.job.spec();
@@ -118,11 +123,25 @@ impl Link {
     }
 }
 
-/// A worker whose process is there.
+/// By which a worker on a thread learns that nobody waits for it any more.
+#[derive(Clone, Debug)]
+pub(super) struct Leash {
+    memory: Arc<Shared>,
+    bell: Arc<Fd>,
+}
+
+impl Leash {
+    pub(super) fn let_go(&self) {
+        self.memory.store(GIVEN_UP, 1, Ordering::Release);
+        sys::fd::ring(self.bell.as_fd());
+    }
+}
+
+/// A worker whose process or thread is there.
 #[derive(Debug)]
 pub(super) struct Attached {
     pub(super) link: Link,
-    pub(super) process: Process,
+    pub(super) host: Host,
 }
 
 impl<J: Ticket> Lane<J> for Attached {
@@ -149,15 +168,15 @@ impl<J: Ticket> Lane<J> for Attached {
     }
 
     fn kill(&self) {
-        self.process.kill_tree();
+        self.host.kill();
     }
 
     fn bell(&self) -> Option<Arc<Fd>> {
         self.link.worker.must_ring().then(|| self.link.bell.clone())
     }
 
-    fn pid(&self) -> i32 {
-        self.process.pid()
+    fn pid(&self) -> Option<i32> {
+        self.host.pid()
     }
 }
 
@@ -233,11 +252,23 @@ impl WorkerEnd {
             self.ring();
             self.worker.announce();
             if self.tasks.is_empty() {
-                sys::fd::wait_ring(self.bell.as_fd())?;
+                self.wait()?;
             }
             self.worker.awake();
         }
         Ok(())
+    }
+
+    /// Waits for the bell.
+    ///
+    /// # Errors
+    /// When it was given up, as only a thread can be: a process is dead by then.
+    fn wait(&self) -> io::Result<()> {
+        // Noted before the bell is rung, so that no wait can miss it.
+        if self.memory.load(GIVEN_UP, Ordering::Acquire) != 0 {
+            return Err(io::ErrorKind::ConnectionAborted.into());
+        }
+        sys::fd::wait_ring(self.bell.as_fd())
     }
 
     /// Claims the next item of a run; false if the rest of it was withdrawn.
@@ -271,7 +302,7 @@ impl WorkerEnd {
             self.ring();
             self.worker.announce();
             if !self.replies.has_room(&[&head, payload]).map_err(corrupt)? {
-                sys::fd::wait_ring(self.bell.as_fd())?;
+                self.wait()?;
             }
             self.worker.awake();
         }

@@ -31,6 +31,7 @@ mod call;
 mod channel;
 mod feed;
 mod feeder;
+mod host;
 mod map;
 mod memory;
 mod result;
@@ -251,7 +252,8 @@ impl Pool {
         self.owner.shared().processes()
     }
 
-    /// The process ids of its workers at this moment. Each may be replaced at any time.
+    /// The process ids of its workers at this moment. Each may be replaced at any time. Those of a
+    /// pool that is [in-process](PoolBuilder::in_process) have none.
     pub fn worker_pids(&self) -> Vec<i32> {
         self.owner.shared().with(|scheduler, _| scheduler.pids()).unwrap_or_default()
     }

@@ -12,6 +12,7 @@ use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 
 use super::channel::{Attached, Replies, channel};
+use super::host::{Host, Thread};
 use super::scheduler::{Death, Delivery, Run, Sent, Spec, WorkerId};
 use super::shared::{Job, Shared, Status};
 use super::stderr::Stderr;
@@ -36,14 +37,17 @@ pub(super) struct Recipe {
     pub(super) initializer: Option<(Spec, Body)>,
     pub(super) max_tasks: Option<u32>,
     pub(super) max_memory: Option<u64>,
+    /// On threads of this process.
+    pub(super) in_process: bool,
 }
 
 /// A worker as the supervisor sees it.
 struct Watched {
     id: WorkerId,
-    process: Process,
+    host: Host,
     replies: Replies,
-    stderr: Arc<Stderr>,
+    /// That of a process.
+    stderr: Option<Arc<Stderr>>,
     /// It has broken the protocol: killed, and not listened to any more.
     corrupt: bool,
 }
@@ -57,7 +61,7 @@ enum Event {
 struct Born {
     lane: Attached,
     replies: Replies,
-    stderr: Arc<Stderr>,
+    stderr: Option<Arc<Stderr>>,
 }
 
 type Events = FuturesUnordered<Pin<Box<dyn Future<Output = Event> + Send>>>;
@@ -214,18 +218,16 @@ impl Supervisor {
         match event {
             Event::Started(id, Some(Ok(born))) => {
                 let Born { lane, replies, stderr } = *born;
-                let process = lane.process.clone();
-                let watched = process.clone();
+                let host = lane.host.clone();
+                let watched = host.clone();
                 self.events.push(Box::pin(async move {
-                    // If it cannot be watched, it is as good as gone: better dead than unseen.
-                    if watched.exited().await.is_err() {
-                        watched.kill_tree();
-                        let _ = watched.join().await;
-                    }
+                    watched.exited().await;
                     Event::Exited(id)
                 }));
-                tokio::spawn(stderr.clone().forward());
-                self.workers.push(Watched { id, process, replies, stderr, corrupt: false });
+                if let Some(stderr) = &stderr {
+                    tokio::spawn(stderr.clone().forward());
+                }
+                self.workers.push(Watched { id, host, replies, stderr, corrupt: false });
                 self.shared.with(|scheduler, _| scheduler.started(id, lane));
             }
             Event::Started(id, Some(Err(error))) => {
@@ -253,12 +255,13 @@ impl Supervisor {
     fn bury(&mut self, id: WorkerId) {
         let Some(index) = self.workers.iter().position(|worker| worker.id == id) else { return };
         // What it has started must not outlive it, and its group has its number until it is reaped.
-        self.workers[index].process.kill_tree();
+        self.workers[index].host.kill();
         let mut wakers = Vec::new();
         self.take_replies_of(index, &mut wakers);
         let worker = self.workers.swap_remove(index);
-        let exit = worker.process.reap().unwrap_or_else(|| ExitStatus::new(Exit::Unknown, false));
-        let death = Death { exit, stderr_tail: worker.stderr.rest() };
+        let exit = worker.host.reap().unwrap_or_else(|| ExitStatus::new(Exit::Unknown, false));
+        let stderr_tail = worker.stderr.map_or_else(String::new, |stderr| stderr.rest());
+        let death = Death { exit, stderr_tail };
         self.shared.with(|scheduler, now| scheduler.died(id, &death, now));
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -369,16 +372,23 @@ impl Recipe {
             }
         }
         setup.max_tasks = self.max_tasks;
+        let name = format!("{}-{number}", self.name);
+        if self.in_process {
+            let host = Host::Thread(Thread::start(name, setup, link.leash())?);
+            return Ok(Box::new(Born { lane: Attached { link, host }, replies, stderr: None }));
+        }
+        // The memory of this process is not a worker's.
         setup.max_memory = self.max_memory;
         let (stderr, theirs) = Stderr::pipe()?;
         let process = Process::builder(worker::main, (setup,))
             .context(self.context.clone())
-            .name(format!("{}-{number}", self.name))
+            .name(name)
             .worker()
             .stderr_to(theirs)
             .start()
             .await?;
-        Ok(Box::new(Born { lane: Attached { link, process }, replies, stderr }))
+        let lane = Attached { link, host: Host::Process(process) };
+        Ok(Box::new(Born { lane, replies, stderr: Some(stderr) }))
     }
 }
 

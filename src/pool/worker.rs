@@ -1,4 +1,4 @@
-//! What a worker process does: takes runs, runs their items one after another, replies.
+//! What a worker does, be it a process or a thread: takes runs, runs their items one after another, replies.
 
 use std::io;
 use std::process::ExitCode;
@@ -19,23 +19,28 @@ use crate::sys::process::exit_now;
 
 /// The target of a worker process.
 pub(super) fn main(setup: Setup) -> ExitCode {
-    let (initializer, max_tasks) = (setup.initializer, setup.max_tasks);
-    let memory = setup.max_memory.map(MemoryWatch::new);
-    let worker = WorkerEnd::new(setup).map(|end| Worker {
-        end,
-        value: Vec::new(),
-        token: process_token(),
-        left: max_tasks,
-        memory,
-        retiring: false,
-    });
-    match worker.and_then(|worker| worker.run(initializer)) {
-        Ok(code) => code,
+    match serve(setup) {
+        Ok(code) => code.into(),
         Err(error) => {
             eprintln!("a pool's worker lost touch with its pool: {error}");
             ExitCode::FAILURE
         }
     }
+}
+
+/// Works until the pool wants no more, and gives the exit code.
+pub(super) fn serve(setup: Setup) -> io::Result<u8> {
+    let (initializer, max_tasks) = (setup.initializer, setup.max_tasks);
+    let memory = setup.max_memory.map(MemoryWatch::new);
+    let worker = Worker {
+        end: WorkerEnd::new(setup)?,
+        value: Vec::new(),
+        token: process_token(),
+        left: max_tasks,
+        memory,
+        retiring: false,
+    };
+    worker.run(initializer)
 }
 
 /// What came of an item; the bytes of a value are in [`Worker::value`].
@@ -59,7 +64,7 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, initializer: bool) -> io::Result<ExitCode> {
+    fn run(mut self, initializer: bool) -> io::Result<u8> {
         let mut initialized = !initializer;
         if initialized {
             self.say(Kind::Ready, b"")?;
@@ -73,11 +78,11 @@ impl Worker {
                 let order =
                     frame.and_then(Order::parse).map_err(|error| io::Error::other(error.to_string()))?;
                 match order {
-                    Order::Stop => return Ok(ExitCode::SUCCESS),
+                    Order::Stop => return Ok(0),
                     Order::Run(run) if !initialized => {
                         if let Err(why) = self.initialize(run) {
                             self.say(Kind::Broken, &why.as_bytes()[..why.len().min(INLINE)])?;
-                            return Ok(ExitCode::FAILURE);
+                            return Ok(1);
                         }
                         initialized = true;
                         self.say(Kind::Ready, b"")?;
@@ -85,7 +90,7 @@ impl Worker {
                     Order::Run(run) => self.run_items(run, orders.rest() > 0)?,
                 }
                 if self.left == Some(0) {
-                    return Ok(ExitCode::SUCCESS);
+                    return Ok(0);
                 }
             }
         }

@@ -131,7 +131,8 @@ pub(super) trait Lane<J> {
     fn kill(&self);
     /// The bell to ring, if it sleeps.
     fn bell(&self) -> Option<Self::Bell>;
-    fn pid(&self) -> i32;
+    /// Of a worker that has a process of its own.
+    fn pid(&self) -> Option<i32>;
 }
 
 /// How a worker ended.

@@ -141,8 +141,8 @@ impl Lane<Ask> for Wire {
         None
     }
 
-    fn pid(&self) -> i32 {
-        1
+    fn pid(&self) -> Option<i32> {
+        Some(1)
     }
 }
 

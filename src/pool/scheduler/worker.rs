@@ -107,7 +107,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
     }
 
     pub(super) fn pid(&self) -> Option<i32> {
-        self.lane.as_ref().map(Lane::pid)
+        self.lane.as_ref().and_then(Lane::pid)
     }
 
     /// Items that it was given, may begin or has begun, and has not answered.
