@@ -1,11 +1,12 @@
 //! A pool in the making.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::Pool;
 use super::call::{Call, Options};
 use super::feed::{Piece, single};
-use super::scheduler::{Scheduler, Spec};
+use super::scheduler::{Scheduler, Size, Spec};
 use super::shared::{Owner, Shared};
 use super::supervisor::{Recipe, Supervisor};
 use super::wire::{Body, ITEM_HEAD};
@@ -17,6 +18,9 @@ use crate::reduction::{Message, Peer, encode};
 use crate::sys;
 use crate::util::lock;
 
+/// How long a worker that is not wanted may be idle.
+const IDLE: Duration = Duration::from_secs(60);
+
 /// A pool in the making: see [`Pool::builder`].
 #[derive(Debug, Default)]
 #[must_use = "a pool starts only with `build().await`"]
@@ -26,6 +30,11 @@ pub struct PoolBuilder {
     initializer: Option<Result<(Spec, Body), TaskError>>,
     max_tasks: Option<usize>,
     max_memory: Option<u64>,
+    min_processes: Option<usize>,
+    idle_timeout: Option<Duration>,
+    spares: Option<usize>,
+    lazy: bool,
+    fresh: bool,
     max_pending: Option<usize>,
     name: Option<String>,
     in_process: bool,
@@ -42,7 +51,8 @@ impl PoolBuilder {
         self
     }
 
-    /// How many workers it keeps, at least one. By default as many as this process may use
+    /// How many tasks may run at a time, at least one, and so how many workers it has unless other
+    /// settings say otherwise. By default as many as this process may use
     /// processors: [`usable_cpu_count`].
     pub fn processes(mut self, processes: usize) -> Self {
         self.processes = Some(processes);
@@ -91,6 +101,44 @@ impl PoolBuilder {
         self
     }
 
+    /// Makes the pool elastic: it starts with so many workers, zero allowed, has one more whenever
+    /// a task waits and nobody is idle, up to [`processes`](Self::processes), and lets those go that
+    /// were idle for the [`idle_timeout`](Self::idle_timeout).
+    pub fn min_processes(mut self, processes: usize) -> Self {
+        self.min_processes = Some(processes);
+        self
+    }
+
+    /// How long a worker of an elastic pool has nothing to do before it goes, if more are there than
+    /// [`min_processes`](Self::min_processes), by the kernel's clock; a minute by default. Given
+    /// alone, it makes the pool elastic with one worker at the least.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.idle_timeout = Some(timeout);
+        self
+    }
+
+    /// Keeps so many workers more than may run tasks, started and initialized, which step in the
+    /// moment that others die, are killed or are replaced. None by default.
+    pub fn spares(mut self, spares: usize) -> Self {
+        self.spares = Some(spares);
+        self
+    }
+
+    /// Starts no worker before the first task, or before [`Pool::ready`] is called; then all that
+    /// there should be. [`build`](Self::build) returns at once.
+    pub fn lazy(mut self) -> Self {
+        self.lazy = true;
+        self
+    }
+
+    /// Gives each item a worker of its own, which ends with it: nothing that one task leaves behind
+    /// is there for the next. As many [`spares`](Self::spares) as [`processes`](Self::processes)
+    /// are kept unless told otherwise, so that a task waits for a start only under heavy load.
+    pub fn fresh_worker_per_task(mut self) -> Self {
+        self.fresh = true;
+        self
+    }
+
     /// How many tasks may wait for a worker, at least one; a chunk counts as one. Who awaits a call
     /// beyond that waits until there is room. Calls that are submitted do not wait for it.
     pub fn max_pending(mut self, tasks: usize) -> Self {
@@ -118,12 +166,13 @@ impl PoolBuilder {
         self
     }
 
-    /// Starts it. Returns when the first worker is ready; the others are on their way, and
-    /// [`Pool::ready`] waits for all.
+    /// Starts it. Returns when the first worker is ready, if there is to be one from the start; the
+    /// others are on their way, and [`Pool::ready`] waits for all.
     ///
     /// # Errors
-    /// [`Error::InvalidArgument`] if a number is 0; when no worker can be started, or each fails in
-    /// its initializer; in a daemon, unless it is [in-process](Self::in_process).
+    /// [`Error::InvalidArgument`] if a number is 0 that must not be, or `min_processes` is more than
+    /// `processes`; when no worker can be started, or each fails in its initializer; in a daemon,
+    /// unless it is [in-process](Self::in_process).
     ///
     /// # Panics
     /// Outside of a Tokio runtime with I/O enabled.
@@ -136,7 +185,9 @@ impl PoolBuilder {
         let max_pending = at_least_one("max_pending", self.max_pending)?;
         let max_memory = at_least_one("max_memory_per_child", self.max_memory)?;
         let processes = processes.unwrap_or(1);
+        let max_tasks = if self.fresh { Some(1) } else { max_tasks };
         let max_tasks = max_tasks.map(|tasks| u32::try_from(tasks).unwrap_or(u32::MAX));
+        let size = self.size(processes)?;
         let recipe = Recipe {
             context: self.context,
             name: self.name.unwrap_or_else(|| "PoolWorker".to_owned()),
@@ -146,11 +197,11 @@ impl PoolBuilder {
             in_process: self.in_process,
         };
         let timer = sys::fd::timerfd()?;
-        let scheduler = Scheduler::new(processes, max_tasks);
+        let scheduler = Scheduler::new(size, max_tasks);
         let shared = Arc::new(Shared::new(scheduler, timer.try_clone()?, processes, max_pending, peer()));
         let pool = Pool { owner: Owner::new(shared.clone()) };
         tokio::spawn(Supervisor::new(shared, recipe, timer)?.run());
-        let ready = pool.status_or_end(|status| status.ready > 0).await;
+        let ready = pool.until(|status| status.ready > 0 || status.wanted == 0).await;
         let start_error = lock(&pool.owner.shared().start_error).take();
         match (ready, start_error) {
             (Ok(()), _) => Ok(pool),
@@ -158,6 +209,21 @@ impl PoolBuilder {
             (Err(_), Some(error)) => Err(error),
             (Err(error), None) => Err(error),
         }
+    }
+
+    fn size(&self, most: usize) -> Result<Size> {
+        let is_elastic = self.min_processes.is_some() || self.idle_timeout.is_some();
+        let least = if is_elastic { self.min_processes.unwrap_or(1) } else { most };
+        if least > most {
+            return Err(Error::invalid("`min_processes` must not be more than `processes`"));
+        }
+        Ok(Size {
+            most,
+            least,
+            spares: self.spares.unwrap_or(if self.fresh { most } else { 0 }),
+            idle: self.idle_timeout.unwrap_or(IDLE),
+            asleep: self.lazy,
+        })
     }
 }
 

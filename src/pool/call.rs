@@ -39,9 +39,6 @@ macro_rules! common_options {
 
         /// How often an item is run again if its worker dies, or is killed by the timeout, while it
         /// runs. With this it may run more than once: "at least once".
-        ///
-        /// Workers that one after another die of all that they are given, more of them than the
-        /// pool has, are replaced ever more slowly: up to 5 s pass between two tries then.
         pub fn retries(self, retries: u32) -> Self {
             self.with(|options| options.retries = retries)
         }

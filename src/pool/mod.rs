@@ -31,6 +31,7 @@ mod call;
 mod channel;
 mod feed;
 mod feeder;
+mod health;
 mod host;
 mod map;
 mod memory;
@@ -51,6 +52,7 @@ pub use self::apply::Apply;
 pub use self::builder::PoolBuilder;
 use self::call::Call;
 use self::feed::{Feed, Items, Piece, Source, StreamItems};
+pub use self::health::Health;
 pub use self::map::Map;
 pub use self::result::AsyncResult;
 use self::scheduler::Phase;
@@ -198,7 +200,7 @@ impl Pool {
     /// Takes no new calls from now on; those that have begun, their futures polled or submitted,
     /// are run to their end. The workers end after that.
     pub fn close(&self) {
-        self.owner.shared().with(|scheduler, _| scheduler.close());
+        self.owner.shared().with(|scheduler, now| scheduler.close(now));
     }
 
     /// Kills the workers, each with its process group, and waits for their end. Tasks that ran fail
@@ -233,7 +235,8 @@ impl Pool {
         Ok(())
     }
 
-    /// Waits until all workers are ready: started, and their initializers done.
+    /// Waits until all workers that it wants at this time are ready, spares included: started, and
+    /// their initializers done. A [lazy](PoolBuilder::lazy) pool wants them from then on.
     ///
     /// # Errors
     /// [`NotStarted::NoWorker`] if they cannot be, [`NotStarted::Closed`] if the pool ends;
@@ -242,14 +245,34 @@ impl Pool {
     /// # Cancel safety
     /// It can be called again.
     pub async fn ready(&self) -> Result<()> {
-        self.owner.shared().phase().ok_or(Error::NotChild)?;
-        let processes = self.processes();
-        self.status_or_end(|status| status.ready >= processes).await
+        self.owner.shared().with(|scheduler, _| scheduler.wake_up()).ok_or(Error::NotChild)?;
+        self.until(|status| status.ready >= status.wanted).await
     }
 
-    /// How many workers it keeps.
+    /// How many tasks may run at a time: the number of its workers, but for spares, and for those
+    /// that an elastic pool has not started or has let go.
     pub fn processes(&self) -> usize {
         self.owner.shared().processes()
+    }
+
+    /// Lets so many tasks run at a time from now on. Missing workers are started; of those that are
+    /// too many the idle ones end at once, the others when they have done what they run. The
+    /// minimum of an [elastic](PoolBuilder::min_processes) pool stays, unless this is less.
+    ///
+    /// # Errors
+    /// [`Error::InvalidArgument`] if it is zero; [`Error::NotChild`] in a process that was forked
+    /// from the pool's own.
+    pub fn resize(&self, processes: usize) -> Result<()> {
+        if processes == 0 {
+            return Err(Error::invalid("`processes` must be at least 1"));
+        }
+        self.owner.shared().resize(processes).ok_or(Error::NotChild)
+    }
+
+    /// What can be expected of it at this moment. [`Health::Closed`] in a process that was forked
+    /// from the pool's own.
+    pub fn health(&self) -> Health {
+        self.owner.shared().with(|scheduler, now| scheduler.health(now)).unwrap_or(Health::Closed)
     }
 
     /// The process ids of its workers at this moment. Each may be replaced at any time. Those of a
@@ -264,12 +287,23 @@ impl Pool {
         found.map(|status| status.clone()).expect("the sender lives as long as this pool")
     }
 
-    async fn status_or_end(&self, mut is_it: impl FnMut(&Status) -> bool) -> Result<()> {
-        let status = self.status(|status| is_it(status) || status.done || status.broken.is_some()).await;
-        match status {
-            status if is_it(&status) => Ok(()),
-            Status { broken: Some(why), .. } => Err(TaskError::NotStarted(NotStarted::NoWorker(why)).into()),
-            _ => Err(TaskError::NotStarted(NotStarted::Closed).into()),
+    /// Waits for a condition of a pool that goes on.
+    async fn until(&self, is_it: impl Fn(&Status) -> bool) -> Result<()> {
+        let shared = self.owner.shared();
+        let mut changes = shared.status.subscribe();
+        loop {
+            changes.mark_unchanged();
+            // Not what was published last: that may be older than what the caller did just now.
+            let status = shared.current_status().ok_or(Error::NotChild)?;
+            match status {
+                status if is_it(&status) => return Ok(()),
+                Status { broken: Some(why), .. } => {
+                    return Err(TaskError::NotStarted(NotStarted::NoWorker(why)).into());
+                }
+                Status { done: true, .. } => return Err(TaskError::NotStarted(NotStarted::Closed).into()),
+                _ => {}
+            }
+            changes.changed().await.expect("the sender lives as long as this pool");
         }
     }
 

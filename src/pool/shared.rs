@@ -1,7 +1,7 @@
 //! What a pool's handles, its jobs and its supervisor share.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
 use std::time::Duration;
@@ -45,7 +45,11 @@ pub(super) type PoolEffects = Effects<Arc<dyn Job>, Arc<Fd>>;
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Status {
     pub(super) ready: usize,
+    /// How many workers there should be.
+    pub(super) wanted: usize,
     pub(super) broken: Option<String>,
+    /// It has nothing left to do.
+    pub(super) ends: bool,
     pub(super) done: bool,
 }
 
@@ -69,7 +73,8 @@ pub(super) struct Shared {
     pub(super) runtime: Handle,
     /// The process whose pool this is: in a fork of it there is nothing but a copy of memory.
     owner: u64,
-    processes: usize,
+    /// The scheduler's word for it, for who only wants to know how finely to cut.
+    processes: AtomicUsize,
     /// How many jobs there were.
     jobs: AtomicU64,
     room: Option<Arc<Semaphore>>,
@@ -93,7 +98,7 @@ impl Shared {
             start_error: Mutex::default(),
             runtime: Handle::current(),
             owner: process_token(),
-            processes,
+            processes: AtomicUsize::new(processes),
             jobs: AtomicU64::new(0),
             room: max_pending.map(|max| Arc::new(Semaphore::new(max))),
             peer,
@@ -101,7 +106,30 @@ impl Shared {
     }
 
     pub(super) fn processes(&self) -> usize {
-        self.processes
+        self.processes.load(Ordering::Relaxed)
+    }
+
+    /// `None` in a fork of the pool's process.
+    pub(super) fn resize(&self, processes: usize) -> Option<()> {
+        let wanted = self.with(|scheduler, now| {
+            self.processes.store(processes, Ordering::Relaxed);
+            scheduler.resize(processes, now);
+            scheduler.wanted()
+        })?;
+        // Not left to the supervisor, which sees no difference if it is put back before it looks.
+        self.status.send_modify(|status| status.wanted = wanted);
+        Some(())
+    }
+
+    /// How it is now, which the supervisor publishes. `None` in a fork of the pool's process.
+    pub(super) fn current_status(&self) -> Option<Status> {
+        self.with(|scheduler, _| Status {
+            ready: scheduler.ready_workers(),
+            wanted: scheduler.wanted(),
+            broken: scheduler.broken().map(str::to_owned),
+            ends: scheduler.wants_end(),
+            done: scheduler.is_done(),
+        })
     }
 
     /// A number for a new job.
@@ -182,7 +210,7 @@ impl Shared {
     }
 
     pub(super) fn end_job(&self) {
-        self.with(|scheduler, _| scheduler.end_job());
+        self.with(|scheduler, now| scheduler.end_job(now));
     }
 
     /// Submits runs of an open job, and says how many items it is good to have outstanding.

@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::channel::{Attached, Replies, channel};
 use super::host::{Host, Thread};
 use super::scheduler::{Death, Delivery, Run, Sent, Spec, WorkerId};
-use super::shared::{Job, Shared, Status};
+use super::shared::{Job, Shared};
 use super::stderr::Stderr;
 use super::wire::{Answer, Body};
 use super::worker;
@@ -268,16 +268,8 @@ impl Supervisor {
 
     /// Tells who waits how the pool is; true if it is over.
     fn report(&self) -> bool {
-        let seen = self.shared.with(|scheduler, _| {
-            let status = Status {
-                ready: scheduler.ready_workers(),
-                broken: scheduler.broken().map(str::to_owned),
-                done: scheduler.is_done(),
-            };
-            (status, scheduler.wants_end())
-        });
-        let Some((status, wants_end)) = seen else { return true };
-        if wants_end {
+        let Some(status) = self.shared.current_status() else { return true };
+        if status.ends {
             self.over.cancel();
         }
         let done = status.done;

@@ -5,6 +5,7 @@
 //! must do once the lock is released: answer jobs and ring bells.
 
 mod queue;
+mod size;
 mod worker;
 
 use std::collections::VecDeque;
@@ -13,6 +14,8 @@ use std::time::Duration;
 
 pub(super) use self::queue::Class;
 use self::queue::Queue;
+pub(super) use self::size::Size;
+use self::size::Starts;
 use self::worker::{State, Worker};
 use super::wire::{Body, Kind, Reply, RunHead};
 use crate::error::{NotStarted, TaskError, WorkerDied};
@@ -206,7 +209,7 @@ const RETRY: u64 = 10_000_000;
 
 #[derive(Debug)]
 pub(super) struct Scheduler<J, L: Lane<J>> {
-    processes: usize,
+    size: Size,
     max_tasks: Option<u32>,
     phase: Phase,
     workers: Vec<Worker<J, L>>,
@@ -218,22 +221,15 @@ pub(super) struct Scheduler<J, L: Lane<J>> {
     /// Jobs that may still submit.
     open_jobs: usize,
     next_worker: WorkerId,
-    /// Failed starts since a worker was last ready.
-    failures: u32,
-    /// Workers in a row that died, although they were ready, before they had begun anything.
-    barren: u32,
-    /// No worker is started before.
-    start_after: u64,
-    /// Why there are no workers, after many failed starts.
-    broken: Option<String>,
+    starts: Starts,
     retry_at: Option<u64>,
     effects: Effects<J, L::Bell>,
 }
 
 impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
-    pub(super) fn new(processes: usize, max_tasks: Option<u32>) -> Self {
+    pub(super) fn new(size: Size, max_tasks: Option<u32>) -> Self {
         Self {
-            processes,
+            size,
             max_tasks,
             phase: Phase::Running,
             workers: Vec::new(),
@@ -242,10 +238,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             payers: VecDeque::new(),
             open_jobs: 0,
             next_worker: 0,
-            failures: 0,
-            barren: 0,
-            start_after: 0,
-            broken: None,
+            starts: Starts::default(),
             retry_at: None,
             effects: Effects::default(),
         }
@@ -265,11 +258,11 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     }
 
     pub(super) fn broken(&self) -> Option<&str> {
-        self.broken.as_deref()
+        self.starts.broken()
     }
 
     pub(super) fn ready_workers(&self) -> usize {
-        self.workers.iter().filter(|worker| worker.state == State::Ready).count()
+        self.workers.iter().filter(|worker| worker.state == State::Ready && worker.is_kept()).count()
     }
 
     pub(super) fn pids(&self) -> Vec<i32> {
@@ -283,7 +276,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     /// How many items it is good to have submitted and not answered.
     pub(super) fn window(&self) -> u64 {
         let wanted: u64 = self.workers.iter().map(Worker::wanted).sum();
-        2 * wanted.max(self.processes as u64)
+        2 * wanted.max(self.size.most as u64)
     }
 
     // Submitting.
@@ -297,9 +290,9 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         Ok(())
     }
 
-    pub(super) fn end_job(&mut self) {
+    pub(super) fn end_job(&mut self, now: u64) {
         self.open_jobs -= 1;
-        self.wind_down();
+        self.wind_down(now);
     }
 
     pub(super) fn pending_runs(&self) -> usize {
@@ -319,10 +312,11 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         if self.phase == Phase::Terminated {
             return self.lose(run, NotStarted::Closed);
         }
-        if let Some(why) = &self.broken {
-            let why = NotStarted::NoWorker(why.clone());
+        if let Some(why) = self.starts.broken() {
+            let why = NotStarted::NoWorker(why.to_owned());
             return self.lose(run, why);
         }
+        self.wake_up();
         self.queue.push(run);
         self.dispatch(now);
     }
@@ -338,9 +332,10 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             self.charge(now);
         }
         while !self.queue.is_empty() {
-            let queue = &self.queue;
-            let takers =
-                self.workers.iter_mut().filter(|worker| worker.wants_more(now) && queue.has_for(worker.id));
+            let (queue, room) = (&self.queue, self.has_room());
+            let takers = self.workers.iter_mut().filter(|worker| {
+                worker.wants_more(now) && (room || worker.unanswered() > 0) && queue.has_for(worker.id)
+            });
             let Some(worker) = takers.min_by_key(|worker| worker.unanswered()) else { break };
             // Items that take long are handed out one by one, whatever the chunk.
             let most = worker.wanted().min(u64::from(worker.may_take()));
@@ -376,7 +371,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
 
     /// Gives idle workers what others hold and have not begun.
     fn balance(&mut self, now: u64) {
-        loop {
+        while self.has_room() {
             let queue = &self.queue;
             let mut workers = self.workers.iter();
             let idle = workers.find(|worker| worker.wants_more(now) && worker.unanswered() == 0);
@@ -399,62 +394,16 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
 
     // What workers do.
 
-    /// The next worker to start now, if one is wanted.
-    pub(super) fn start_due(&mut self, now: u64) -> Option<WorkerId> {
-        let kept = self.workers.iter().filter(|worker| worker.is_kept()).count();
-        if kept >= self.processes {
-            self.payers.clear();
-        }
-        if kept >= self.processes || self.wants_end() || now < self.start_after {
-            return None;
-        }
-        let id = self.next_worker;
-        self.next_worker += 1;
-        self.workers.push(Worker::new(id, self.max_tasks, self.payers.pop_front(), now));
-        Some(id)
-    }
-
     /// The process of a worker runs: from now on it can be killed.
     pub(super) fn started(&mut self, id: WorkerId, lane: L) {
         let Some(worker) = self.find(id) else { return };
         worker.lane = Some(lane);
-        worker.state = State::Warming;
-        if self.wants_end() {
-            self.kill(id);
+        if worker.state == State::Starting {
+            worker.state = State::Warming;
+        } else {
+            // Nobody wants it any more.
+            worker.kill();
         }
-    }
-
-    /// A worker did not come to be, and `hopeless` says that the next one will not either.
-    pub(super) fn start_failed(&mut self, id: WorkerId, why: String, hopeless: bool, now: u64) {
-        self.workers.retain(|worker| worker.id != id);
-        if hopeless {
-            self.failures = self.failures.max(self.most_failures());
-        }
-        self.failed(why, now);
-        self.wind_down();
-    }
-
-    /// How many starts may fail before the pool says that it cannot work.
-    fn most_failures(&self) -> u32 {
-        self.processes as u32 + 1
-    }
-
-    fn failed(&mut self, why: String, now: u64) {
-        self.failures += 1;
-        self.back_off(self.failures, now);
-        if self.ready_workers() == 0 && self.failures > self.most_failures() {
-            for run in self.queue.drain() {
-                self.lose(run, NotStarted::NoWorker(why.clone()));
-            }
-            self.broken = Some(why);
-        }
-    }
-
-    /// Spaces starts that lead nowhere: from 10 ms, doubling, to 5 s.
-    fn back_off(&mut self, times: u32, now: u64) {
-        let pause = Duration::from_millis(5 << times.min(10));
-        self.start_after = now + pause.as_nanos() as u64;
-        self.effects.attention = true;
     }
 
     /// Takes what a worker has published, as [frames]. After an error the worker must go.
@@ -466,15 +415,13 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         }
         let result = self.read_replies(index, bytes, now);
         self.settle(index, now);
-        let worker = &mut self.workers[index];
-        if worker.state == State::Retiring && worker.unanswered() == 0 {
-            worker.stop();
-            self.effects.bells.extend(worker.lane.as_ref().and_then(Lane::bell));
+        if self.workers[index].state == State::Retiring {
+            self.retire(index, now);
         }
         self.retry_at = None;
         self.dispatch(now);
         self.balance(now);
-        self.wind_down();
+        self.wind_down(now);
         result
     }
 
@@ -484,7 +431,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         worker.tally_front();
         let answered = worker.tally.iter().map(|(_, items)| items).sum();
         let Some(each) = worker.learn(answered, now) else { return };
-        self.barren = 0;
+        self.starts.bore_fruit();
         let time = worker.bill(now) / answered;
         for (class, items) in worker.tally.drain(..) {
             self.queue.charge(&class, time * items);
@@ -524,25 +471,20 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                 }
                 Kind::Skipped => self.effects.retired.extend(worker.skipped(reply.tag)?.map(|run| run.job)),
                 Kind::Ready if worker.state == State::Warming => {
-                    worker.state = State::Ready;
+                    worker.is_ready(now);
                     let time = worker.bill(now);
                     if let Some(payer) = worker.payer.take() {
                         self.queue.charge(&payer, time);
                     }
-                    self.failures = 0;
-                    self.broken = None;
+                    self.starts.succeeded();
                     self.effects.attention = true;
                 }
                 Kind::Broken if worker.state == State::Warming => {
                     worker.failure = Some(String::from_utf8_lossy(reply.payload).into_owned());
                 }
                 // It may have been told to end meanwhile.
-                Kind::Retire if !matches!(worker.state, State::Starting | State::Warming) => {
-                    for run in worker.retire().into_iter().rev() {
-                        self.queue.give_back(worker.id, run);
-                    }
-                    // Its replacement can start at once.
-                    self.effects.attention = true;
+                Kind::Retire if !worker.is_on_its_way() => {
+                    worker.wants_to_retire();
                     // No part of a run's answers, though it may stand between them.
                     open = None;
                 }
@@ -602,17 +544,12 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                     .unwrap_or_else(|| format!("a worker ended before it was ready: {}", death.exit));
                 self.failed(why, now);
             }
-            State::Ready if worker.is_kept() && !was_of_use => {
-                self.barren += 1;
-                if self.barren as usize > self.processes {
-                    self.back_off(self.barren, now);
-                }
-            }
-            State::Ready | State::Retiring | State::Stopping | State::Killed => self.barren = 0,
+            State::Ready if worker.is_kept() && !was_of_use => self.was_barren(now),
+            State::Ready | State::Retiring | State::Stopping | State::Killed => self.starts.bore_fruit(),
         }
         self.effects.retired.extend(worker.runs.drain(..).map(|flight| flight.run.job));
         self.dispatch(now);
-        self.wind_down();
+        self.wind_down(now);
     }
 
     fn find(&mut self, id: WorkerId) -> Option<&mut Worker<J, L>> {
@@ -623,23 +560,22 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
 
     /// When [`tick`](Self::tick) wants to be called next.
     pub(super) fn next_deadline(&self) -> Option<u64> {
-        let kept = self.workers.iter().filter(|worker| worker.is_kept()).count();
-        let start = (kept < self.processes && !self.wants_end()).then_some(self.start_after);
         let timeouts = self.workers.iter().filter_map(Worker::deadline);
         let looks = self.workers.iter().filter_map(Worker::look_at);
-        timeouts.chain(looks).chain(self.retry_at).chain(start).min()
+        timeouts.chain(looks).chain(self.retry_at).chain(self.next_start()).chain(self.next_end()).min()
     }
 
     /// Does what time has brought. What workers had published must have been taken just before.
     pub(super) fn tick(&mut self, now: u64) {
         self.retry_at.take_if(|at| *at <= now);
-        for worker in &mut self.workers {
+        for index in 0..self.workers.len() {
+            let worker = &mut self.workers[index];
             let overdue = worker.deadline().is_some_and(|deadline| deadline <= now);
-            let late = if overdue { worker.overdue(now) } else { Vec::new() };
-            for run in late.into_iter().rev().chain(worker.relieve(now).into_iter().rev()) {
-                self.queue.give_back(worker.id, run);
-            }
+            let mut rest = if overdue { worker.overdue(now) } else { Vec::new() };
+            rest.append(&mut worker.relieve(now));
+            self.give_back(index, rest);
         }
+        self.shrink(now);
         self.dispatch(now);
         self.balance(now);
     }
@@ -674,13 +610,13 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             self.effects.lost.push(Lost { items: run.items(), job: run.job, error });
         }
         self.dispatch(now);
-        self.wind_down();
+        self.wind_down(now);
     }
 
     /// Takes no new jobs from now on.
-    pub(super) fn close(&mut self) {
+    pub(super) fn close(&mut self, now: u64) {
         self.phase = self.phase.max(Phase::Closed);
-        self.wind_down();
+        self.wind_down(now);
     }
 
     /// Ends everything: all that is not answered is lost, all workers are killed.
@@ -721,10 +657,10 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     }
 
     /// Sends the workers home once there is nothing left for them to do.
-    fn wind_down(&mut self) {
+    fn wind_down(&mut self, now: u64) {
         if self.wants_end() {
             for worker in &mut self.workers {
-                worker.stop();
+                worker.stop(now);
                 self.effects.bells.extend(worker.lane.as_ref().and_then(Lane::bell));
             }
             self.effects.attention = true;

@@ -1,6 +1,8 @@
 //! The scheduler against workers that are played: whatever they and their callers do, in whatever
 //! order, each item is answered once.
 
+mod size;
+
 use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
@@ -153,6 +155,10 @@ fn death() -> Death {
     }
 }
 
+fn fixed(processes: usize) -> Size {
+    Size { most: processes, least: processes, spares: 0, idle: Duration::MAX, asleep: false }
+}
+
 /// A pool that is played, and what its callers were told.
 struct Play {
     scheduler: Scheduler<Ask, Wire>,
@@ -164,7 +170,11 @@ struct Play {
 
 impl Play {
     fn new(processes: usize, max_tasks: Option<u32>) -> Self {
-        let scheduler = Scheduler::new(processes, max_tasks);
+        Self::sized(fixed(processes), max_tasks)
+    }
+
+    fn sized(size: Size, max_tasks: Option<u32>) -> Self {
+        let scheduler = Scheduler::new(size, max_tasks);
         Self { scheduler, workers: BTreeMap::new(), now: 0, told: BTreeMap::new() }
     }
 
@@ -348,7 +358,7 @@ fn play(acts: Vec<Act>, processes: usize, max_tasks: Option<u32>, terminate: boo
                 play.effects();
             }
             Act::Close => {
-                play.scheduler.close();
+                play.scheduler.close(play.now);
                 play.effects();
             }
             Act::Terminate => {
@@ -556,7 +566,7 @@ fn a_worker_that_retires_is_replaced_at_once_and_answers_what_it_runs() {
 fn closing_sends_workers_home_when_all_is_done() {
     let mut play = Play::started(1);
     play.submit(&ask(0, None, 0), 2);
-    play.scheduler.close();
+    play.scheduler.close(play.now);
     play.submit(&ask(1, None, 0), 1);
     assert!(matches!(play.told[&(1, 0)], Some(TaskError::NotStarted(NotStarted::Closed))));
     assert!(!play.workers[&0].0.borrow().told_to_stop);

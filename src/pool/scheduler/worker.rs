@@ -9,6 +9,11 @@ use crate::pool::channel::SLOTS;
 use crate::pool::wire::Tag;
 use crate::ring::Corrupt;
 
+/// After so long it is looked whether the only item of a worker was begun: if not, it is stopped, or
+/// the machine has no time for it, and another may take the item.
+const STALL: u64 = 100_000_000;
+/// How long a worker that has been told to end, or has done its number of tasks, has for that.
+const GRACE: Duration = Duration::from_secs(5);
 /// Less work than this is not worth taking from a worker.
 const WORTH_ROBBING: u64 = 100_000;
 
@@ -65,6 +70,11 @@ pub(super) struct Worker<J, L> {
     /// How many items more it may be given, if that is limited.
     budget: Option<u32>,
     unanswered: u64,
+    /// It was seen to run its only item.
+    looked: bool,
+    /// All that it held was taken back, as it had begun nothing of it: it gets no more before it
+    /// shows life.
+    silent: bool,
     /// It had no room for a run; a reply may change that.
     full: bool,
     /// How long it takes for an item, on average, in nanoseconds.
@@ -95,6 +105,8 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
             next_seq: 0,
             budget,
             unanswered: 0,
+            looked: false,
+            silent: false,
             full: false,
             item_time: None,
             since: 0,
@@ -138,6 +150,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         self.state == State::Ready
             && self.may_take() > 0
             && !self.full
+            && !self.silent
             && self.runs.len() < SLOTS
             && self.unanswered < self.wanted()
             && !self.is_stuck(now)
@@ -148,15 +161,56 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         self.unanswered > 0 && now.saturating_sub(self.since) >= LOOK
     }
 
-    /// When to look whether it is stuck with more than it runs, or has answers that it did not ring
-    /// for.
+    /// When to look whether it is stuck with more than it runs, has answers that it did not ring
+    /// for, or runs nothing at all.
     pub(super) fn look_at(&self) -> Option<u64> {
-        (self.unanswered > 1 && self.state == State::Ready).then_some(self.since + LOOK)
+        match self.unanswered {
+            _ if self.state != State::Ready => None,
+            0 => None,
+            1 => (!self.looked).then_some(self.since + STALL),
+            _ => Some(self.since + LOOK),
+        }
     }
 
-    /// Takes back what waits behind a long item.
+    /// Takes back what waits behind a long item, or for a worker that does not run.
     pub(super) fn relieve(&mut self, now: u64) -> Vec<Run<J>> {
-        if self.unanswered > 1 && self.is_stuck(now) { self.take_back_all() } else { Vec::new() }
+        if self.look_at().is_none_or(|at| at > now) {
+            return Vec::new();
+        }
+        self.looked = self.unanswered == 1;
+        if self.looked && !self.begun().is_empty() {
+            return Vec::new();
+        }
+        let rest = self.take_back_all();
+        self.silent = self.unanswered == 0;
+        rest
+    }
+
+    /// It says that it takes runs.
+    pub(super) fn is_ready(&mut self, now: u64) {
+        self.state = State::Ready;
+        self.since = now;
+    }
+
+    /// Since when it could run something and has nothing to.
+    pub(super) fn idle_since(&self) -> Option<u64> {
+        (self.state == State::Ready && self.unanswered == 0).then_some(self.since)
+    }
+
+    /// Whether a task keeps it busy. What a killed one ran is as good as ended.
+    pub(super) fn runs_something(&self) -> bool {
+        self.unanswered > 0 && self.state != State::Killed
+    }
+
+    /// Whether it is being started, or initializes.
+    pub(super) fn is_on_its_way(&self) -> bool {
+        matches!(self.state, State::Starting | State::Warming)
+    }
+
+    /// Since when it should end and has nothing to do before.
+    fn ends_since(&self) -> Option<u64> {
+        let ends = self.state == State::Stopping || self.state == State::Ready && self.may_take() == 0;
+        (ends && self.unanswered == 0 && self.lane.is_some()).then_some(self.since)
     }
 
     /// Hands it a run, or gives the run back.
@@ -175,6 +229,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         if self.unanswered == 0 {
             self.since = now;
             self.billed = now;
+            self.looked = false;
         }
         self.unanswered += u64::from(run.count);
         self.budget = self.budget.map(|budget| budget - run.count);
@@ -193,6 +248,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         front.answered += 1;
         self.unanswered = self.unanswered.saturating_sub(1);
         self.has_answered = true;
+        self.silent = false;
         if front.answered < front.run.count {
             return Ok(None);
         }
@@ -211,6 +267,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
             |front: &InFlight<J>| front.seq == tag.seq && front.withdrawn && front.answered == front.limit;
         let Some(front) = self.runs.front_mut().filter(|front| passed(front)) else { return Err(Corrupt) };
         self.tally.extend(front.tally());
+        self.silent = false;
         Ok(self.runs.pop_front().map(|done| done.run))
     }
 
@@ -230,6 +287,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         let time = now.saturating_sub(self.since).checked_div(answered)?;
         self.item_time = Some(self.item_time.map_or(time, |known| (3 * known + time) / 4));
         self.since = now;
+        self.looked = false;
         self.deadline = None;
         Some(time)
     }
@@ -304,10 +362,13 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         self.runs.iter().find(|flight| flight.answered < flight.limit)
     }
 
-    /// When to look whether it runs something for too long.
+    /// When to look whether it takes too long for what it runs, or to end.
     pub(super) fn deadline(&self) -> Option<u64> {
         if self.state == State::Killed {
             return None;
+        }
+        if let Some(since) = self.ends_since() {
+            return Some(after(since, GRACE));
         }
         let timeout = self.current()?.run.job.spec().timeout?;
         self.deadline.or(Some(after(self.since, timeout)))
@@ -316,6 +377,10 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
     /// Looks at what it runs when the time for that may be over. If it is, the worker is killed;
     /// gives what others must run then.
     pub(super) fn overdue(&mut self, now: u64) -> Vec<Run<J>> {
+        if self.ends_since().is_some() {
+            self.kill();
+            return Vec::new();
+        }
         let (Some(lane), Some(current)) = (&self.lane, self.current()) else { return Vec::new() };
         let Some(timeout) = current.run.job.spec().timeout else { return Vec::new() };
         let tag = Tag { seq: current.seq, index: current.answered };
@@ -347,13 +412,17 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
     }
 
     /// Tells it to end, in a friendly way if it listens.
-    pub(super) fn stop(&mut self) {
+    pub(super) fn stop(&mut self, now: u64) {
         match self.state {
-            // Nothing can be said to it before it listens.
-            State::Starting | State::Stopping | State::Killed => {}
+            State::Stopping | State::Killed => {}
+            // There is nobody yet, to be told or to be killed.
+            State::Starting => self.state = State::Stopping,
             State::Warming => self.kill(),
             State::Ready | State::Retiring => {
                 self.state = State::Stopping;
+                if self.unanswered == 0 {
+                    self.since = now;
+                }
                 if !self.lane.as_mut().is_some_and(Lane::stop) {
                     self.kill();
                 }
@@ -361,13 +430,22 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         }
     }
 
-    /// It asks to be replaced: gives what others must run then.
-    pub(super) fn retire(&mut self) -> Vec<Run<J>> {
-        if self.state != State::Ready {
-            return Vec::new();
+    /// It asks to be replaced. It may have been told to end meanwhile.
+    pub(super) fn wants_to_retire(&mut self) {
+        if self.state == State::Ready {
+            self.state = State::Retiring;
         }
-        self.state = State::Retiring;
-        self.take_back_all()
+    }
+
+    /// Gives what others must run as it is to be replaced, and lets it end as soon as it has
+    /// answered the rest.
+    pub(super) fn retire(&mut self, now: u64) -> Vec<Run<J>> {
+        self.wants_to_retire();
+        let rest = self.take_back_all();
+        if self.unanswered == 0 {
+            self.stop(now);
+        }
+        rest
     }
 
     pub(super) fn kill(&mut self) {
@@ -379,7 +457,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
 }
 
 /// The time after a pause, which may be longer than there is time.
-fn after(begin: u64, pause: Duration) -> u64 {
+pub(super) fn after(begin: u64, pause: Duration) -> u64 {
     begin.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX))
 }
 

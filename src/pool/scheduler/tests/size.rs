@@ -1,0 +1,299 @@
+//! How many workers there are, and what becomes of those that do not do what they should.
+
+use super::*;
+use crate::pool::health::Health;
+
+const SECOND: u64 = 1_000_000_000;
+
+fn elastic(least: usize, most: usize) -> Size {
+    Size { least, idle: Duration::from_secs(1), ..fixed(most) }
+}
+
+impl Play {
+    fn begin(&self, id: WorkerId) {
+        self.workers[&id].0.borrow_mut().step(self.now);
+        assert!(self.workers[&id].0.borrow().running.is_some());
+    }
+
+    fn finish(&mut self, id: WorkerId) {
+        self.workers[&id].0.borrow_mut().step(self.now);
+        self.drain(id);
+    }
+
+    fn at(&mut self, now: u64) {
+        self.now = now;
+        self.scheduler.tick(now);
+        self.effects();
+        self.start();
+    }
+
+    /// The workers that hold something.
+    fn busy(&self) -> Vec<WorkerId> {
+        let busy = self.workers.iter().filter(|(_, worker)| !worker.0.borrow().inbox.is_empty());
+        busy.map(|(id, _)| *id).collect()
+    }
+
+    fn told_to_stop(&self) -> Vec<WorkerId> {
+        let told = self.workers.iter().filter(|(_, worker)| worker.0.borrow().told_to_stop);
+        told.map(|(id, _)| *id).collect()
+    }
+}
+
+#[test]
+fn an_elastic_pool_grows_while_tasks_wait_and_shrinks_when_idle() {
+    let mut play = Play::sized(elastic(1, 3), None);
+    play.start();
+    assert_eq!(play.workers.len(), 1);
+    for job in 0..5 {
+        play.submit(&ask(job, None, 0), 1);
+        play.start();
+    }
+    assert_eq!(play.workers.len(), 3);
+    assert_eq!(play.scheduler.health(0), Health::Busy);
+    // Answered to the end; then all are idle from the same time on.
+    play.settle();
+    let idle = play.now;
+    play.at(idle + SECOND / 2);
+    assert!(play.told_to_stop().is_empty());
+    play.at(idle + SECOND);
+    assert_eq!(play.told_to_stop().len(), 2);
+    let left = play.workers.keys().find(|id| !play.told_to_stop().contains(id)).copied();
+    for id in play.told_to_stop() {
+        play.die(id);
+    }
+    assert_eq!(play.pick(0), left);
+    // As long as it is alone nothing has to be looked after, however long it is idle.
+    play.at(idle + 100 * SECOND);
+    assert_eq!(play.scheduler.next_deadline(), None);
+    assert_eq!((play.workers.len(), play.scheduler.health(play.now)), (1, Health::Ready));
+}
+
+#[test]
+fn a_pool_may_shrink_to_nothing_and_comes_back() {
+    let mut play = Play::sized(elastic(0, 2), None);
+    play.start();
+    assert!(play.workers.is_empty() && play.scheduler.health(0) == Health::Ready);
+    for round in 0..2 {
+        play.submit(&ask(round, None, 0), 1);
+        play.settle();
+        assert!(play.told[&(round, 0)].is_none());
+        play.at(play.now + 2 * SECOND);
+        for id in play.told_to_stop() {
+            play.die(id);
+        }
+        assert!(play.workers.is_empty());
+    }
+}
+
+#[test]
+fn a_lazy_pool_waits_for_the_first_task() {
+    let mut play = Play::sized(Size { asleep: true, ..fixed(3) }, None);
+    play.start();
+    assert!(play.workers.is_empty() && play.scheduler.next_deadline().is_none());
+    assert_eq!(play.scheduler.health(0), Health::Ready);
+    play.submit(&ask(0, None, 0), 1);
+    play.start();
+    assert_eq!(play.workers.len(), 3);
+}
+
+#[test]
+fn spares_run_nothing_until_somebody_dies() {
+    let mut play = Play::sized(Size { spares: 1, ..fixed(2) }, None);
+    play.start();
+    assert_eq!(play.workers.len(), 3);
+    for job in 0..3 {
+        play.submit(&ask(job, None, 0), 1);
+    }
+    let (busy, waiting) = (play.busy(), play.scheduler.pending_runs());
+    assert_eq!((busy.len(), waiting), (2, 1));
+    play.begin(busy[0]);
+    // Not the replacement, which does not exist yet, but the spare takes over.
+    play.die(busy[0]);
+    assert_eq!((play.busy().len(), play.scheduler.pending_runs()), (2, 0));
+    play.start();
+    assert_eq!(play.workers.len(), 3);
+}
+
+#[test]
+fn a_fresh_worker_for_each_task_is_a_spare_before() {
+    let mut play = Play::sized(Size { spares: 2, ..fixed(2) }, Some(1));
+    play.start();
+    for job in 0..4 {
+        play.submit(&ask(job, None, 0), 1);
+    }
+    play.start();
+    // Two run their only task; for each of them there is somebody else by now.
+    assert_eq!((play.busy(), play.workers.len()), (vec![0, 1], 6));
+    play.begin(0);
+    play.finish(0);
+    assert_eq!(play.busy(), [1, 2]);
+}
+
+#[test]
+fn a_pool_can_be_resized() {
+    let mut play = Play::started(1);
+    let mut jobs = 0;
+    let mut fill = |play: &mut Play, count: usize| {
+        for _ in 0..count {
+            play.submit(&ask(jobs, None, 0), 1);
+            jobs += 1;
+        }
+    };
+    fill(&mut play, 3);
+    play.scheduler.resize(3, 0);
+    play.start();
+    assert_eq!((play.workers.len(), play.busy().len()), (3, 3));
+    play.begin(0);
+    play.begin(1);
+    play.scheduler.resize(1, 0);
+    // What was not begun is taken back, and waits for the one that stays.
+    assert_eq!((play.scheduler.pending_runs(), play.scheduler.pids().len()), (1, 1));
+    play.finish(1);
+    play.finish(0);
+    play.settle();
+    assert_eq!(play.told.values().filter(|error| error.is_none()).count(), 3);
+    assert_eq!(play.told_to_stop().len(), 2);
+}
+
+/// One that cannot be told yet is not wanted when it comes.
+#[test]
+fn a_worker_that_is_being_started_can_be_too_many() {
+    let mut play = Play::new(2, None);
+    let (first, second) = (play.scheduler.start_due(0).unwrap(), play.scheduler.start_due(0).unwrap());
+    play.scheduler.resize(1, 0);
+    assert_eq!(play.scheduler.next_deadline(), None, "nothing to do, and it would spin");
+    let (stays, goes) = (Wire::default(), Wire::default());
+    play.scheduler.started(first, stays.clone());
+    play.scheduler.started(second, goes.clone());
+    assert!(goes.0.borrow().killed && !stays.0.borrow().killed);
+}
+
+#[test]
+fn a_worker_that_does_not_end_is_killed_after_a_while() {
+    for has_done_its_number in [false, true] {
+        let mut play = Play::sized(fixed(1), has_done_its_number.then_some(1));
+        play.start();
+        play.submit(&ask(0, None, 0), 1);
+        play.begin(0);
+        if !has_done_its_number {
+            play.scheduler.close(0);
+        }
+        // As long as it runs its task it has all the time in the world.
+        play.at(100 * SECOND);
+        assert!(!play.workers[&0].0.borrow().killed);
+        play.finish(0);
+        play.at(100 * SECOND + 5 * SECOND - 1);
+        assert!(!play.workers[&0].0.borrow().killed);
+        play.at(100 * SECOND + 5 * SECOND);
+        assert!(play.workers[&0].0.borrow().killed);
+        assert!(play.told[&(0, 0)].is_none());
+    }
+}
+
+/// It is stopped, say. Another gets what it holds, and it gets nothing before it shows life.
+#[test]
+fn an_idle_worker_that_does_not_run_gives_back_what_it_was_given() {
+    for count in [1, 2] {
+        let mut play = Play::started(2);
+        for (job, worker) in [(0, 0), (1, 1)] {
+            play.submit(&ask(job, None, 0), 1);
+            play.begin(worker);
+        }
+        play.now = 1_000;
+        play.finish(0);
+        // It is known to be quick; the other one is busy.
+        for job in 0..count {
+            play.submit(&ask(2 + job, None, 0), 1);
+        }
+        assert_eq!(play.scheduler.pending_runs(), 0);
+        // The busy one is looked at as well.
+        while play.scheduler.pending_runs() == 0 {
+            play.now = play.scheduler.next_deadline().expect("a look at it");
+            play.scheduler.tick(play.now);
+        }
+        assert_eq!(play.scheduler.pending_runs(), count);
+        play.finish(1);
+        let seen = play.workers[&0].0.borrow().inbox.len();
+        play.workers[&1].0.borrow_mut().step(play.now);
+        play.finish(1);
+        assert_eq!(play.workers[&0].0.borrow().inbox.len(), seen, "it was given more");
+        // It goes on, passes over what is not its own any more, and counts again.
+        for _ in 0..count {
+            play.workers[&0].0.borrow_mut().step(play.now);
+            play.drain(0);
+        }
+        for job in 10..13 {
+            play.submit(&ask(job, None, 0), 1);
+        }
+        assert!(play.workers[&0].0.borrow().inbox.len() > 0);
+        play.settle();
+        assert!(play.told.values().all(Option::is_none));
+    }
+}
+
+/// Looking at it once is enough.
+#[test]
+fn a_worker_that_has_begun_its_only_item_is_left_alone() {
+    let mut play = Play::started(1);
+    play.now = 1_000;
+    play.submit(&ask(0, None, 0), 1);
+    play.begin(0);
+    play.now = play.scheduler.next_deadline().expect("a look at it");
+    play.scheduler.tick(play.now);
+    assert_eq!((play.scheduler.pending_runs(), play.scheduler.next_deadline()), (0, None));
+}
+
+#[test]
+fn a_broken_pool_tries_one_start_at_a_time() {
+    let mut play = Play::new(3, None);
+    while play.scheduler.broken().is_none() {
+        play.now = play.scheduler.next_deadline().expect("another try");
+        let due: Vec<_> = std::iter::from_fn(|| play.scheduler.start_due(play.now)).collect();
+        for id in due {
+            play.scheduler.start_failed(id, "no luck".to_owned(), false, play.now);
+        }
+    }
+    let Health::Broken { why, next_try } = play.scheduler.health(play.now) else { panic!() };
+    assert!(why == "no luck" && next_try > Duration::ZERO);
+    play.now += next_try.as_nanos() as u64;
+    let probe = play.scheduler.start_due(play.now).expect("a probe");
+    assert_eq!(play.scheduler.start_due(play.now), None);
+    assert_eq!(play.scheduler.next_deadline(), None, "nothing to do, and it would spin");
+    let wire = Wire::default();
+    wire.0.borrow_mut().room = true;
+    play.workers.insert(probe, wire.clone());
+    play.scheduler.started(probe, wire.clone());
+    assert!(matches!(play.scheduler.health(play.now), Health::Broken { .. }));
+    wire.0.borrow_mut().reply(Kind::Ready, Tag { seq: u32::MAX, index: 0 });
+    play.drain(probe);
+    assert_eq!(play.scheduler.health(play.now), Health::Ready);
+    play.start();
+    assert_eq!(play.workers.len(), 3);
+}
+
+/// Also one that wants no worker while there is nothing to do: else it could never be mended.
+#[test]
+fn a_broken_pool_tries_again_although_nobody_waits() {
+    let mut play = Play::sized(elastic(0, 1), None);
+    play.submit(&ask(0, None, 0), 1);
+    let only = play.scheduler.start_due(0).unwrap();
+    play.scheduler.start_failed(only, "hopeless".to_owned(), true, 0);
+    play.effects();
+    assert!(matches!(play.told[&(0, 0)], Some(TaskError::NotStarted(NotStarted::NoWorker(_)))));
+    play.now = play.scheduler.next_deadline().expect("another try");
+    play.start();
+    assert_eq!((play.workers.len(), play.scheduler.health(play.now)), (1, Health::Ready));
+}
+
+#[test]
+fn workers_that_die_as_soon_as_they_are_ready_are_told_of() {
+    let mut play = Play::started(1);
+    for _ in 0..3 {
+        play.start();
+        assert_eq!(play.scheduler.health(play.now), Health::Ready);
+        let id = play.pick(0).unwrap();
+        play.die(id);
+        play.now = play.scheduler.next_deadline().expect("another try").max(play.now);
+    }
+    assert!(matches!(play.scheduler.health(play.now), Health::Broken { .. }));
+}
