@@ -55,7 +55,8 @@ pub(crate) enum Work {
 pub(crate) struct ParentInfo {
     pub(crate) pid: i32,
     pub(crate) name: String,
-    pub(crate) pidfd: Handle,
+    /// What is readable once it has ended.
+    pub(crate) exit: Handle,
 }
 
 /// A process's working directory and environment, where they differ from what a child has anyway.
@@ -68,7 +69,7 @@ pub(crate) struct Surroundings {
 /// What a child says.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Report {
-    /// From the fork server: this is the child's id and pidfd.
+    /// From the fork server: this is the child's id, and its pidfd where there are any.
     Born {
         pid: i32,
         pidfd: Option<Handle>,

@@ -166,7 +166,7 @@ fn make_child(control: Fd, servers: &[RawFd]) {
             sys::signal::default_interrupt();
             bootstrap::run(control, false)
         }
-        Ok(Sibling::Parent { pid, pidfd }) => Report::Born { pid, pidfd: Some(Handle::new(pidfd)) },
+        Ok(Sibling::Parent { pid, pidfd }) => Report::Born { pid, pidfd: pidfd.map(Handle::new) },
         Err(error) => Report::Refused(format!("the fork server cannot fork: {error}")),
     };
     // If nobody reads it, the start was given up: then whoever reads the socket sees to the child.

@@ -9,18 +9,18 @@ use super::exit_status::ExitStatus;
 use crate::control::{self, Letter, Report};
 use crate::error::TaskError;
 use crate::sys::per_process::process_token;
-use crate::sys::process::{self as kernel, Exit};
+use crate::sys::process::{self as kernel, Exit, Held};
 use crate::sys::socket::Mode;
 use crate::sys::{self, Fd};
 use crate::util::lock;
 
-/// A child that was born: its pidfd, the socket to it, and what is known of its end.
+/// A child that was born: the hold on it, the socket to it, and what is known of its end.
 ///
 /// Whoever looks first after its end takes its status from the kernel; then all know.
 #[derive(Debug)]
 pub(crate) struct Child {
     pub(crate) pid: i32,
-    pub(crate) pidfd: Fd,
+    held: Held,
     pub(crate) control: Arc<Fd>,
     /// The process that started it: no other may wait for it.
     owner: u64,
@@ -52,8 +52,8 @@ impl End {
 }
 
 impl Child {
-    pub(crate) fn new(pid: i32, pidfd: Fd, control: Arc<Fd>) -> Arc<Self> {
-        Arc::new(Self { pid, pidfd, control, owner: process_token(), end: Mutex::default() })
+    fn new(pid: i32, held: Held, control: Arc<Fd>) -> Arc<Self> {
+        Arc::new(Self { pid, held, control, owner: process_token(), end: Mutex::default() })
     }
 
     /// The child that a report tells of: the fork server does at its birth, and the child itself
@@ -62,14 +62,16 @@ impl Child {
     /// # Errors
     /// When no descriptor is left: the child is dead and gone then.
     pub(crate) fn announced(report: &mut Report, control: &Arc<Fd>) -> io::Result<Option<Arc<Self>>> {
-        match report {
-            Report::Born { pid, pidfd } => {
-                let pidfd = pidfd.take().ok_or(io::ErrorKind::InvalidData)?.into_fd()?;
-                Ok(Some(Self::new(*pid, pidfd, control.clone())))
-            }
-            Report::Ready { pid } => Self::born(*pid, control.clone()).map(Some),
-            _ => Ok(None),
-        }
+        let (pid, pidfd) = match report {
+            Report::Born { pid, pidfd } => (*pid, pidfd.take()),
+            Report::Ready { pid } => (*pid, None),
+            _ => return Ok(None),
+        };
+        let child = match pidfd {
+            Some(pidfd) => Self::new(pid, Held::by_pidfd(pid, pidfd.into_fd()?), control.clone()),
+            None => Self::born(pid, control.clone())?,
+        };
+        Ok(Some(child))
     }
 
     /// Takes hold of a child of this process by its id.
@@ -78,8 +80,8 @@ impl Child {
     /// `ESRCH` if it has ended and somebody else has reaped it; with any other it is killed and
     /// reaped here, as nobody could later.
     pub(crate) fn born(pid: i32, control: Arc<Fd>) -> io::Result<Arc<Self>> {
-        match kernel::pidfd_open(pid) {
-            Ok(pidfd) => Ok(Self::new(pid, pidfd, control)),
+        match Held::open(pid) {
+            Ok(held) => Ok(Self::new(pid, held, control)),
             Err(error) => {
                 if error.raw_os_error() != Some(kernel::ESRCH) {
                     kernel::kill_and_wait(pid);
@@ -93,8 +95,13 @@ impl Child {
         self.owner == process_token()
     }
 
-    pub(crate) fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+    /// What is readable once it has ended, and stays so.
+    pub(crate) fn exit(&self) -> BorrowedFd<'_> {
+        self.held.exit()
+    }
+
+    pub(crate) fn has_exited(&self) -> bool {
+        self.held.has_exited()
     }
 
     /// Notes what it said.
@@ -142,14 +149,14 @@ impl Child {
         if let Some(status) = lock(&self.end).status {
             return Some(status);
         }
-        if !kernel::peek_exited(self.pidfd()) {
+        if !self.has_exited() {
             return None;
         }
         let mut end = lock(&self.end);
         // What it said before its end is in the socket; nothing can follow.
         self.listen(&mut end);
         if end.status.is_none() {
-            let exit = match kernel::try_wait(self.pidfd()) {
+            let exit = match self.held.try_wait() {
                 Ok(Some(Exit::Unknown)) | Err(_) => end.last_words.map_or(Exit::Unknown, Exit::Code),
                 Ok(Some(exit)) => exit,
                 Ok(None) => return None,
@@ -159,8 +166,11 @@ impl Child {
         end.status
     }
 
+    /// Sends it a signal; none if it has been reaped.
     pub(crate) fn signal(&self, signal: i32) -> io::Result<()> {
-        kernel::pidfd_signal(self.pidfd(), signal)
+        // Under the lock, as nobody may reap it before the signal is sent.
+        let end = lock(&self.end);
+        if end.status.is_some() { Ok(()) } else { self.held.signal(signal) }
     }
 
     /// Kills it and, if it leads a process group, all that is in it. The group is safe to name only
@@ -173,7 +183,7 @@ impl Child {
         let end = lock(&self.end);
         if end.status.is_none() {
             let _ = kernel::kill_group(self.pid, sys::signal::KILL);
-            let _ = self.signal(sys::signal::KILL);
+            let _ = self.held.signal(sys::signal::KILL);
         }
     }
 }

@@ -32,7 +32,7 @@ struct About {
 struct Parent {
     pid: i32,
     name: String,
-    pidfd: Fd,
+    exit: Fd,
 }
 
 static IDENTITY: PerProcess<Mutex<Arc<Identity>>> =
@@ -55,8 +55,8 @@ impl Identity {
 
     /// Makes this process the one that the order describes.
     pub(crate) fn become_child(order: Order) -> std::io::Result<()> {
-        let ParentInfo { pid, name, pidfd } = order.parent;
-        let parent = Parent { pid, name, pidfd: pidfd.into_fd()? };
+        let ParentInfo { pid, name, exit } = order.parent;
+        let parent = Parent { pid, name, exit: exit.into_fd()? };
         *lock(IDENTITY.get()) = Arc::new(Self {
             about: Mutex::new(About { name: order.name, authkey: order.authkey }),
             daemon: order.daemon,
@@ -81,19 +81,24 @@ impl Identity {
 
     /// How a child of this process knows it.
     pub(crate) fn as_parent(&self) -> std::io::Result<ParentInfo> {
-        static PIDFD: PerProcess<OnceLock<Handle>> = PerProcess::new(OnceLock::new);
-        let cell = PIDFD.get();
-        let pidfd = match cell.get() {
-            Some(pidfd) => pidfd,
+        static EXIT: PerProcess<OnceLock<Handle>> = PerProcess::new(OnceLock::new);
+        let cell = EXIT.get();
+        let exit = match cell.get() {
+            Some(exit) => exit,
             None => {
-                let fresh = Handle::new(sys::process::pidfd_open(sys::process::getpid())?);
+                let fresh = match sys::process::pidfd_open(sys::process::getpid()) {
+                    Ok(pidfd) => Handle::new(pidfd),
+                    // It hangs up, which is as readable.
+                    Err(error) if sys::process::is_refusal(&error) => super::start::lifeline()?,
+                    Err(error) => return Err(error),
+                };
                 cell.get_or_init(|| fresh)
             }
         };
         Ok(ParentInfo {
             pid: sys::process::getpid(),
             name: lock(&self.about).name.clone(),
-            pidfd: pidfd.clone(),
+            exit: exit.clone(),
         })
     }
 
@@ -191,7 +196,7 @@ impl ParentProcess {
 
     /// Whether it has not ended.
     pub fn is_alive(&self) -> bool {
-        !sys::process::peek_exited(self.0.pidfd.as_fd())
+        !sys::process::peek_exited(self.0.exit.as_fd())
     }
 
     /// Waits for its end. How it ended, only its own parent learns.
@@ -199,7 +204,7 @@ impl ParentProcess {
     /// # Cancel safety
     /// Nothing is consumed: dropping the future and calling again is the same as waiting on.
     pub async fn join(&self) -> Result<()> {
-        Ok(super::reactor::readable(self.0.pidfd.as_fd()).await?)
+        Ok(super::reactor::readable(self.0.exit.as_fd()).await?)
     }
 
     /// Waits for its end for as long as `timeout`; false if it is alive then.
@@ -207,7 +212,7 @@ impl ParentProcess {
     /// # Cancel safety
     /// As [`join`](Self::join).
     pub async fn join_timeout(&self, timeout: Duration) -> Result<bool> {
-        Ok(super::reactor::readable_within(self.0.pidfd.as_fd(), timeout).await?)
+        Ok(super::reactor::readable_within(self.0.exit.as_fd(), timeout).await?)
     }
 
     /// What is ready when it has ended.
@@ -215,7 +220,7 @@ impl ParentProcess {
     /// # Errors
     /// When no descriptor is left.
     pub fn sentinel(&self) -> Result<Sentinel> {
-        Ok(Sentinel::new(self.0.pidfd.try_clone()?))
+        Ok(Sentinel::new(self.0.exit.try_clone()?))
     }
 }
 

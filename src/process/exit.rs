@@ -85,7 +85,7 @@ fn run_exit_path() {
 
 /// Waits without any runtime: there may be none any more. False if the time ran out.
 fn wait(entry: &table::Entry, timeout: Option<Duration>) -> bool {
-    let ended = sys::fd::poll_readable(entry.child.pidfd(), timeout).unwrap_or(true);
+    let ended = sys::fd::poll_readable(entry.child.exit(), timeout).unwrap_or(true);
     if ended {
         entry.child.status();
     }

@@ -181,7 +181,7 @@ impl Process {
             if let Some(status) = self.exit_status() {
                 return Ok(status);
             }
-            reactor::readable(self.child.pidfd()).await?;
+            reactor::readable(self.child.exit()).await?;
         }
     }
 
@@ -195,7 +195,7 @@ impl Process {
     /// As [`join`](Self::join).
     pub async fn join_timeout(&self, timeout: Duration) -> Result<Option<ExitStatus>> {
         self.check()?;
-        reactor::readable_within(self.child.pidfd(), timeout).await?;
+        reactor::readable_within(self.child.exit(), timeout).await?;
         Ok(self.exit_status())
     }
 
@@ -252,7 +252,7 @@ impl Process {
     /// After [`close`](Self::close), and when no descriptor is left.
     pub fn sentinel(&self) -> Result<Sentinel> {
         self.check()?;
-        Ok(Sentinel::new(self.child.pidfd.try_clone()?))
+        Ok(Sentinel::new(self.child.exit().try_clone_to_owned()?))
     }
 
     fn check(&self) -> Result<()> {
@@ -267,7 +267,7 @@ impl Process {
 
     /// Waits for its end without reaping it, so that its group can still be killed safely.
     pub(crate) async fn exited(&self) -> Result<()> {
-        Ok(reactor::readable(self.child.pidfd()).await?)
+        Ok(reactor::readable(self.child.exit()).await?)
     }
 
     /// SIGKILL for it and all that is in its process group. Must come before it is reaped.

@@ -7,7 +7,8 @@ use crate::sys::{AsRawFd, BorrowedFd, RawFd};
 use crate::error::Result;
 use crate::sys::Fd;
 
-/// A descriptor (a pidfd) that is readable once its process has ended, and stays so.
+/// A descriptor (a pidfd, where a sandbox does not refuse them) that is readable once its process
+/// has ended, and stays so.
 ///
 /// It is a duplicate: it stays valid after the [`Process`](crate::Process) was joined or dropped,
 /// and closes when dropped.
@@ -15,8 +16,8 @@ use crate::sys::Fd;
 pub struct Sentinel(Fd);
 
 impl Sentinel {
-    pub(crate) fn new(pidfd: Fd) -> Self {
-        Self(pidfd)
+    pub(crate) fn new(exit: Fd) -> Self {
+        Self(exit)
     }
 
     /// Whether the process has ended.

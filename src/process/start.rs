@@ -95,7 +95,7 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
                 }
             };
             // Not before: where nobody waits for children, one without an order is all that cannot
-            // have come and gone before its pidfd was opened.
+            // have come and gone before anybody had hold of it.
             give_order(newborn.control.as_fd())?;
             if let Some(child) = newborn.handshake().await? {
                 return Ok(child);
@@ -164,7 +164,7 @@ impl Newborn {
                 Ok(None) => {
                     let Some(child) = &self.child else { return Ok(None) };
                     // A foreign program may close the socket and live on.
-                    reactor::readable(child.pidfd()).await?;
+                    reactor::readable(child.exit()).await?;
                     return Err(child.status().map_or_else(exited_unseen, StartError::Exited).into());
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -199,7 +199,7 @@ impl Drop for Newborn {
 }
 
 /// The pipe by whose end daemons learn of this process's: the kernel kills them then.
-fn lifeline() -> io::Result<Handle> {
+pub(super) fn lifeline() -> io::Result<Handle> {
     static LIFELINE: PerProcess<OnceLock<(Handle, Fd)>> = PerProcess::new(OnceLock::new);
     let cell = LIFELINE.get();
     let ends = match cell.get() {

@@ -53,7 +53,7 @@ pub(crate) fn alive() -> Vec<Entry> {
     let (own, others): (Vec<_>, Vec<_>) = all.into_iter().partition(|entry| entry.about.internal);
     let (ended, mut alive): (Vec<_>, Vec<_>) =
         others.into_iter().partition(|entry| entry.child.status().is_some());
-    alive.extend(own.into_iter().filter(|entry| !sys::process::peek_exited(entry.child.pidfd())));
+    alive.extend(own.into_iter().filter(|entry| !entry.child.has_exited()));
     for entry in ended {
         leave(&entry.child);
     }
@@ -132,7 +132,7 @@ impl Reaper {
 impl Ward {
     fn descriptor(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Child(child) => child.pidfd(),
+            Self::Child(child) => child.exit(),
             Self::Unborn(control) => control.as_fd(),
         }
     }

@@ -269,6 +269,30 @@ pub(crate) mod process {
         Unknown,
     }
 
+    #[derive(Debug)]
+    pub(crate) struct Held(Fd);
+
+    impl Held {
+        pub(crate) fn open(_: i32) -> io::Result<Self> {
+            unsupported()
+        }
+        pub(crate) fn by_pidfd(_: i32, pidfd: Fd) -> Self {
+            Self(pidfd)
+        }
+        pub(crate) fn exit(&self) -> BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+        pub(crate) fn has_exited(&self) -> bool {
+            true
+        }
+        pub(crate) fn try_wait(&self) -> io::Result<Option<Exit>> {
+            unsupported()
+        }
+        pub(crate) fn signal(&self, _: i32) -> io::Result<()> {
+            unsupported()
+        }
+    }
+
     pub(crate) struct Exec<'a> {
         pub(crate) program: &'a CStr,
         pub(crate) args: &'a [CString],
@@ -282,7 +306,7 @@ pub(crate) mod process {
     }
 
     pub(crate) enum Sibling {
-        Parent { pid: i32, pidfd: Fd },
+        Parent { pid: i32, pidfd: Option<Fd> },
         Child,
     }
 
@@ -302,16 +326,13 @@ pub(crate) mod process {
     pub(crate) fn pidfd_open(_: i32) -> io::Result<Fd> {
         unsupported()
     }
-    pub(crate) fn pidfd_signal(_: BorrowedFd<'_>, _: i32) -> io::Result<()> {
-        unsupported()
+    pub(crate) fn is_refusal(_: &io::Error) -> bool {
+        false
     }
     pub(crate) fn kill_group(_: i32, _: i32) -> io::Result<()> {
         unsupported()
     }
     pub(crate) fn set_own_group() -> io::Result<()> {
-        unsupported()
-    }
-    pub(crate) fn try_wait(_: BorrowedFd<'_>) -> io::Result<Option<Exit>> {
         unsupported()
     }
     pub(crate) fn peek_exited(_: BorrowedFd<'_>) -> bool {

@@ -17,7 +17,9 @@ use super::fd::poll_readable;
 use crate::sys::{Mechanism, without};
 
 mod clone;
+mod held;
 pub(crate) use clone::{Sibling, clone_sibling};
+pub(crate) use held::{Held, is_refusal};
 
 /// Whether something failed for want of what may be there later: processes, memory, descriptors.
 pub(crate) fn is_shortage(error: &io::Error) -> bool {
@@ -150,27 +152,22 @@ pub(crate) enum Exit {
     Unknown,
 }
 
-/// Reaps the process if it has exited, and says how; `None` while it runs.
-///
-/// Of a process that is not a child of this one the exit is seen, but not its status.
-pub(crate) fn try_wait(pidfd: BorrowedFd) -> io::Result<Option<Exit>> {
-    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
-    // nix cannot express death by a real-time signal, and the status would be lost.
-    // SAFETY: `info` is room for a `siginfo_t`.
-    let result = unsafe {
-        libc::waitid(
-            libc::P_PIDFD,
-            pidfd.as_raw_fd() as libc::id_t,
-            info.as_mut_ptr(),
-            libc::WEXITED | libc::WNOHANG,
-        )
+/// Whom [`wait_for`] waits for.
+#[derive(Clone, Copy)]
+enum Whom<'a> {
+    Pidfd(BorrowedFd<'a>),
+    Pid(i32),
+}
+
+/// `waitid`, which nix cannot express: death by a real-time signal would be lost.
+fn wait_for(whom: Whom<'_>, flags: i32) -> nix::Result<Option<Exit>> {
+    let (kind, id) = match whom {
+        Whom::Pidfd(pidfd) => (libc::P_PIDFD, pidfd.as_raw_fd()),
+        Whom::Pid(pid) => (libc::P_PID, pid),
     };
-    match Errno::result(result) {
-        Ok(_) => {}
-        Err(Errno::EINTR) => return Ok(None),
-        Err(Errno::ECHILD) => return Ok(peek_exited(pidfd).then_some(Exit::Unknown)),
-        Err(e) => return Err(e.into()),
-    }
+    let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
+    // SAFETY: `info` is room for a `siginfo_t`.
+    Errno::result(unsafe { libc::waitid(kind, id as libc::id_t, info.as_mut_ptr(), flags) })?;
     // SAFETY: zeroed before, and filled by `waitid` if there is something to tell.
     let info = unsafe { info.assume_init() };
     // SAFETY: these fields are what `waitid` fills; all zero while the process runs.
@@ -179,6 +176,17 @@ pub(crate) fn try_wait(pidfd: BorrowedFd) -> io::Result<Option<Exit>> {
         libc::CLD_EXITED => Exit::Code(status),
         code => Exit::Signal { signal: status, core: code == libc::CLD_DUMPED },
     }))
+}
+
+/// Reaps the process if it has exited, and says how; `None` while it runs.
+///
+/// Of a process that is not a child of this one the exit is seen, but not its status.
+fn status_of(whom: Whom<'_>, has_exited: impl FnOnce() -> bool) -> io::Result<Option<Exit>> {
+    match wait_for(whom, libc::WEXITED | libc::WNOHANG) {
+        Err(Errno::EINTR) => Ok(None),
+        Err(Errno::ECHILD) => Ok(has_exited().then_some(Exit::Unknown)),
+        result => Ok(result?),
+    }
 }
 
 /// Whether the process has exited; its status stays for who waits.
@@ -258,6 +266,12 @@ pub(crate) fn set_title(name: &str) {
         // Cosmetic: nothing hangs on it.
         let _ = nix::sys::prctl::set_name(&name);
     }
+}
+
+/// For tests, which know their children by bare pidfds.
+#[cfg(test)]
+pub(crate) fn try_wait(pidfd: BorrowedFd) -> io::Result<Option<Exit>> {
+    status_of(Whom::Pidfd(pidfd), || peek_exited(pidfd))
 }
 
 #[cfg(test)]

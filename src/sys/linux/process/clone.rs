@@ -8,6 +8,7 @@ use libc::{c_int, c_long, c_void};
 use nix::errno::Errno;
 
 use super::thread_count;
+use crate::sys::{Mechanism, without};
 
 /// Reads where the kernel clears this thread's id when it ends, which is where glibc keeps it.
 const PR_GET_TID_ADDRESS: c_int = 40;
@@ -15,10 +16,11 @@ const PR_GET_TID_ADDRESS: c_int = 40;
 /// Which side of a [`clone_sibling`] this is.
 #[derive(Debug)]
 pub(crate) enum Sibling {
-    /// The pidfd is close-on-exec; only this process's parent can reap the sibling.
+    /// Only this process's parent can reap the sibling. The pidfd is close-on-exec, and missing
+    /// if the environment says to do without.
     Parent {
         pid: i32,
-        pidfd: OwnedFd,
+        pidfd: Option<OwnedFd>,
     },
     Child,
 }
@@ -46,7 +48,7 @@ pub(crate) fn clone_sibling() -> io::Result<Sibling> {
         return Ok(Sibling::Child);
     }
     // SAFETY: the kernel has just opened it for us, and nobody else knows of it.
-    let pidfd = unsafe { OwnedFd::from_raw_fd(pidfd) };
+    let pidfd = (pidfd >= 0).then(|| unsafe { OwnedFd::from_raw_fd(pidfd) });
     Ok(Sibling::Parent { pid, pidfd })
 }
 
@@ -65,7 +67,10 @@ fn tid_address() -> *mut c_int {
 
 /// The bare call: 0 in the copy, which goes on with a copy of this stack.
 fn clone(pidfd: &mut RawFd, tid: *mut c_int) -> io::Result<i32> {
-    let mut flags = libc::CLONE_PARENT | libc::CLONE_PIDFD;
+    let mut flags = libc::CLONE_PARENT;
+    if !without(Mechanism::Pidfd) {
+        flags |= libc::CLONE_PIDFD;
+    }
     if !tid.is_null() {
         flags |= libc::CLONE_CHILD_SETTID | libc::CLONE_CHILD_CLEARTID;
     }
@@ -163,7 +168,9 @@ mod tests {
             Fork::Child => exit_now(match clone_sibling() {
                 Ok(Sibling::Parent { pid, pidfd }) => {
                     let told = nix::unistd::write(&write_end, &pid.to_ne_bytes()) == Ok(4);
-                    let not_ours = try_wait(pidfd.as_fd()).is_ok_and(|e| !matches!(e, Some(Exit::Code(_))));
+                    let not_ours = pidfd.is_none_or(|pidfd| {
+                        try_wait(pidfd.as_fd()).is_ok_and(|e| !matches!(e, Some(Exit::Code(_))))
+                    });
                     i32::from(!(told && not_ours))
                 }
                 Ok(Sibling::Child) => sibling(),
