@@ -19,7 +19,8 @@ pub(crate) fn start(theirs: &Fd, vouched: bool) -> Result<i32, Error> {
         }
     }
     // Another thread that held one of these locks would hold it in the copy for ever.
-    let held = (std::io::stdout().lock(), std::io::stderr().lock(), util::hold_after_fork());
+    let streams = (std::io::stdout().lock(), std::io::stderr().lock());
+    let held = (streams, util::hold_after_fork(), sys::threads::hold_starts());
     // Else the copy would write out again what waits in these buffers.
     crate::process::flush();
     match sys::process::fork()? {

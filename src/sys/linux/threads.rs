@@ -14,17 +14,23 @@ pub(crate) fn spawn<T: Send + 'static>(
     name: &str,
     run: impl FnOnce() -> T + Send + 'static,
 ) -> io::Result<JoinHandle<T>> {
+    // Locked until the thread is known, else a fork would count it as foreign.
+    let mut own = own();
     let (registered, seen) = std::sync::mpsc::channel();
     let handle = std::thread::Builder::new().name(name.to_owned()).spawn(move || {
         let tid = gettid();
-        own().push(tid);
-        // Its starter goes on only when the thread is known, else a fork would count it as foreign.
-        let _ = registered.send(());
+        let _ = registered.send(tid);
         let _registered = Registered(tid);
         run()
     })?;
-    let _ = seen.recv();
+    own.extend(seen.recv());
     Ok(handle)
+}
+
+/// Keeps threads of this crate from being started while the process is copied: std holds a lock
+/// while one begins or ends, and in the copy it would be held for ever.
+pub(crate) fn hold_starts() -> impl Drop {
+    own()
 }
 
 /// Takes a thread off the list at its end, also by a panic: its number may go to a foreign one.

@@ -2,10 +2,12 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 
 use nix::errno::Errno;
 
 use super::super::fd::{eventfd, ring};
+use super::super::per_process::PerProcess;
 use super::super::threads;
 use super::{Exit, Whom, peek_exited, pidfd_open, pidfd_signal, status_of, wait_for};
 
@@ -24,10 +26,11 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// Takes hold of a child that has not been reaped.
+    /// Takes hold of a child.
     ///
     /// # Errors
-    /// `ESRCH` if it has, by somebody else.
+    /// `ESRCH` if somebody else has reaped it, where there are pidfds. Where there are none it
+    /// counts as one that has exited.
     pub(crate) fn open(pid: i32) -> io::Result<Self> {
         match pidfd_open(pid) {
             Ok(pidfd) => Ok(Self::by_pidfd(pid, pidfd)),
@@ -41,16 +44,15 @@ impl Held {
     }
 
     fn by_number(pid: i32) -> io::Result<Self> {
-        if !is_child(pid) {
-            return Err(Errno::ESRCH.into());
-        }
         let exit = eventfd()?;
-        let bell = exit.try_clone()?;
-        threads::spawn("mp-watch", move || {
-            // Also if it is no child any more: somebody has reaped it then.
-            while wait_for(Whom::Pid(pid), libc::WEXITED | libc::WNOWAIT) == Err(Errno::EINTR) {}
-            ring(bell.as_fd());
-        })?;
+        let watch = Watch { pid, bell: exit.try_clone()? };
+        // A statement of its own: the lock is free again when a thread is started.
+        let idle = idle().pop();
+        match idle {
+            // It can only fail if the thread is gone, and it never ends.
+            Some(thread) => thread.send(watch).map_err(io::Error::other)?,
+            None => watch.on_new_thread()?,
+        }
         Ok(Self { pid, exit, by_number: true })
     }
 
@@ -84,6 +86,40 @@ impl Held {
         // SAFETY: takes integers only. nix knows no real-time signals.
         Errno::result(unsafe { libc::kill(self.pid, signal) })?;
         Ok(())
+    }
+}
+
+/// What a thread does that stands in for a pidfd.
+struct Watch {
+    pid: i32,
+    bell: OwnedFd,
+}
+
+/// The threads that have nothing to watch. They are kept for the next child, as one that ends may
+/// be caught by a fork while it holds a lock of std's; so there are as many as there ever were
+/// children at a time.
+static IDLE: PerProcess<Mutex<Vec<mpsc::Sender<Watch>>>> = PerProcess::new(Mutex::default);
+
+fn idle() -> MutexGuard<'static, Vec<mpsc::Sender<Watch>>> {
+    IDLE.get().lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Watch {
+    fn on_new_thread(self) -> io::Result<()> {
+        let (sender, next) = mpsc::channel();
+        threads::spawn("mp-watch", move || {
+            for watch in std::iter::once(self).chain(next) {
+                watch.until_exit();
+                idle().push(sender.clone());
+            }
+        })?;
+        Ok(())
+    }
+
+    /// Waits, and rings, also if it is no child any more: somebody has reaped it then.
+    fn until_exit(self) {
+        while wait_for(Whom::Pid(self.pid), libc::WEXITED | libc::WNOWAIT) == Err(Errno::EINTR) {}
+        ring(self.bell.as_fd());
     }
 }
 
@@ -141,9 +177,11 @@ mod tests {
     }
 
     #[test]
-    fn who_is_no_child_is_not_held_by_its_number() {
-        let error = Held::by_number(super::super::getpid()).unwrap_err();
-        assert_eq!(error.raw_os_error(), Some(libc::ESRCH));
+    fn who_is_no_child_counts_as_gone_and_gets_no_signal() {
+        let held = Held::by_number(super::super::getpid()).unwrap();
+        assert!(poll_readable(held.exit(), Some(std::time::Duration::from_secs(20))).unwrap());
+        assert_eq!(held.try_wait().unwrap(), Some(Exit::Unknown));
+        assert_eq!(held.signal(libc::SIGKILL).unwrap_err().raw_os_error(), Some(libc::ESRCH));
     }
 
     #[test]
