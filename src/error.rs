@@ -224,6 +224,12 @@ pub enum TaskError {
     /// It ran longer than its `timeout`; its worker was killed.
     #[error("the task ran past its timeout and was killed")]
     TimedOut,
+    /// It needed more memory than its `memory_limit`; its worker was killed.
+    #[error("the task needed more than its limit of {limit} bytes of memory and was killed")]
+    MemoryLimit {
+        /// How much more it might have taken than there was when it began, in bytes.
+        limit: u64,
+    },
     /// It was aborted by its caller; if it was running, its worker was killed.
     #[error("the task was aborted{}", if *began { " while it ran" } else { "" })]
     Aborted {
@@ -251,7 +257,10 @@ impl TaskError {
     pub fn ran(&self) -> Ran {
         match self {
             Self::NotStarted(_) | Self::Aborted { began: false } => Ran::No,
-            Self::TimedOut | Self::Aborted { began: true } | Self::WorkerDied(_) => Ran::Maybe,
+            Self::TimedOut
+            | Self::MemoryLimit { .. }
+            | Self::Aborted { began: true }
+            | Self::WorkerDied(_) => Ran::Maybe,
             Self::Panicked(_) | Self::Returned(_) | Self::Unencodable { .. } | Self::Undecodable(_) => {
                 Ran::Yes
             }

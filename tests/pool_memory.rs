@@ -4,8 +4,10 @@
 
 mod support;
 
-use support::{eventually, run, run_each};
-use tokio_multiprocess::{Error, Pool};
+use std::process::Command;
+
+use support::{PATIENCE, eventually, processes_with, run, run_each};
+use tokio_multiprocess::{Error, Pool, Ran, TaskError};
 
 const MIB: u64 = 1 << 20;
 
@@ -50,10 +52,82 @@ fn replacing_workers_costs_no_item() {
     });
 }
 
+/// Grows until somebody puts an end to it.
+fn grow() {
+    let mut held = Vec::new();
+    loop {
+        held.push(vec![1_u8; MIB as usize]);
+    }
+}
+
+#[test]
+fn a_task_that_grows_past_its_limit_is_killed() {
+    run_each(60, |context| async move {
+        let pool =
+            Pool::builder().context(context).processes(2).memory_limit(64 * MIB).build().await.unwrap();
+        let beside = pool.apply(|| std::thread::sleep(PATIENCE / 100), ()).submit();
+        let error = pool.apply(grow, ()).await.unwrap_err();
+        assert!(matches!(error, TaskError::MemoryLimit { limit } if limit == 64 * MIB), "{error}");
+        assert_eq!(error.ran(), Ran::Maybe);
+        // The call's own goes before the pool's.
+        let error = pool.map(|_: u8| grow(), [0]).memory_limit(32 * MIB).await.unwrap_err();
+        assert!(matches!(error, TaskError::MemoryLimit { limit } if limit == 32 * MIB), "{error}");
+        pool.apply(leak, (48 * MIB,)).await.unwrap();
+        beside.await.unwrap();
+        pool.terminate().await.unwrap();
+    });
+}
+
+/// Untouched memory is nothing that a look could find.
+#[test]
+fn one_huge_allocation_fails_at_once() {
+    run_each(60, |context| async move {
+        let pool = Pool::builder().context(context).processes(1).build().await.unwrap();
+        let huge = |bytes: u64| std::hint::black_box(vec![0_u8; bytes as usize]).len();
+        let error = pool.apply(huge, (1024 * MIB,)).memory_limit(16 * MIB).await.unwrap_err();
+        assert!(matches!(error, TaskError::MemoryLimit { .. }), "{error}");
+        // In the same worker, before and after one with a limit.
+        pool.apply(huge, (1024 * MIB,)).await.unwrap();
+        pool.apply(huge, (MIB,)).memory_limit(16 * MIB).await.unwrap();
+        pool.apply(huge, (1024 * MIB,)).await.unwrap();
+        pool.terminate().await.unwrap();
+    });
+}
+
+#[test]
+fn what_was_there_before_the_task_does_not_count() {
+    run_each(60, |context| async move {
+        let pool = Pool::builder().context(context).processes(1).memory_limit(32 * MIB);
+        let pool = pool.initializer(leak, (200 * MIB,)).build().await.unwrap();
+        // Long enough for several looks.
+        pool.apply(|| std::thread::sleep(PATIENCE / 200), ()).await.unwrap();
+        let error = pool.apply(grow, ()).await.unwrap_err();
+        assert!(matches!(error, TaskError::MemoryLimit { .. }), "{error}");
+        pool.terminate().await.unwrap();
+    });
+}
+
+/// The shell itself holds next to nothing; `tail` keeps a line that has no end.
+#[test]
+fn what_a_task_has_started_counts() {
+    run(60, async {
+        let pool = Pool::builder().processes(1).build().await.unwrap();
+        let shell =
+            |line: String| assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
+        let line = "head -c 1000m /dev/zero | tail >/dev/null; sleep 1000.0625".to_owned();
+        let error = pool.apply(shell, (line,)).memory_limit(64 * MIB).await.unwrap_err();
+        assert!(matches!(error, TaskError::MemoryLimit { .. }), "{error}");
+        eventually("the end of all of it", || processes_with("1000.0625").is_empty()).await;
+        pool.terminate().await.unwrap();
+    });
+}
+
 #[test]
 fn no_memory_at_all_is_no_limit() {
     run(30, async {
         let refused = Pool::builder().max_memory_per_child(0).build().await.unwrap_err();
+        assert!(matches!(refused, Error::InvalidArgument(_)), "{refused}");
+        let refused = Pool::builder().memory_limit(0).build().await.unwrap_err();
         assert!(matches!(refused, Error::InvalidArgument(_)), "{refused}");
     });
 }

@@ -29,6 +29,7 @@ pub struct PoolBuilder {
     processes: Option<usize>,
     initializer: Option<Result<(Spec, Body), TaskError>>,
     max_tasks: Option<usize>,
+    memory_limit: Option<u64>,
     max_memory: Option<u64>,
     min_processes: Option<usize>,
     idle_timeout: Option<Duration>,
@@ -70,7 +71,7 @@ impl PoolBuilder {
     {
         let mut buffer = vec![0; ITEM_HEAD];
         let peer = peer();
-        let call = Call::new(0, task_entry(f), peer);
+        let call = Call::new(0, task_entry(f), peer, None);
         let args = match encode(&args, &mut buffer, peer) {
             Ok(attachments) => single(buffer, attachments),
             Err(error) => Piece::Refused(TaskError::NotStarted(NotStarted::Unencodable(error))),
@@ -89,13 +90,35 @@ impl PoolBuilder {
         self
     }
 
+    /// How much more memory a worker and the processes that it has started may come to hold, in
+    /// bytes, while it runs a task, than when the task began: for calls that have no limit of their
+    /// own. At more they are killed, and the error is [`TaskError::MemoryLimit`].
+    ///
+    /// What counts is anonymous memory, in core or swapped out: of the worker all, of processes
+    /// below it what they share with nobody. What the worker held before, such as what its
+    /// initializer has loaded, does not.
+    ///
+    /// The pool looks every 10 ms, and as often as every millisecond where the limit is near, so a
+    /// task that grows by 1 GB in a second overshoots by about 1 to 10 MB, and one that has ended
+    /// before the first look was not looked at. Beside that the soft `RLIMIT_DATA` is lowered while
+    /// the task runs, to twice the limit and 64 MiB beyond what is mapped: a single allocation
+    /// beyond that fails at once, by which a Rust program aborts, and that is the same error.
+    /// A program that the task starts inherits this.
+    ///
+    /// Without `/proc` there is no limit, and none in an [in-process](Self::in_process) pool.
+    pub fn memory_limit(mut self, bytes: u64) -> Self {
+        self.memory_limit = Some(bytes);
+        self
+    }
+
     /// Replaces a worker by a fresh one once it holds more than so many bytes, at least one, of
     /// anonymous memory: what it has allocated, not what it has mapped of files. It is looked at
     /// between two tasks, at most once in a millisecond, so what a task needs only while it runs
-    /// does not count. What the worker holds from the start does: with less than that each task gets
+    /// does not count: that is [`memory_limit`](Self::memory_limit)'s. What the worker holds from the start does: with less than that each task gets
     /// a worker of its own.
     ///
-    /// Without `/proc` in the worker nothing is looked at.
+    /// Without `/proc` in the worker nothing is looked at, and nothing in an
+    /// [in-process](Self::in_process) pool.
     pub fn max_memory_per_child(mut self, bytes: u64) -> Self {
         self.max_memory = Some(bytes);
         self
@@ -183,6 +206,7 @@ impl PoolBuilder {
         let processes = at_least_one("processes", Some(self.processes.unwrap_or_else(usable_cpu_count)))?;
         let max_tasks = at_least_one("max_tasks_per_child", self.max_tasks)?;
         let max_pending = at_least_one("max_pending", self.max_pending)?;
+        let memory_limit = at_least_one("memory_limit", self.memory_limit)?;
         let max_memory = at_least_one("max_memory_per_child", self.max_memory)?;
         let processes = processes.unwrap_or(1);
         let max_tasks = if self.fresh { Some(1) } else { max_tasks };
@@ -198,7 +222,14 @@ impl PoolBuilder {
         };
         let timer = sys::fd::timerfd()?;
         let scheduler = Scheduler::new(size, max_tasks);
-        let shared = Arc::new(Shared::new(scheduler, timer.try_clone()?, processes, max_pending, peer()));
+        let shared = Arc::new(Shared::new(
+            scheduler,
+            timer.try_clone()?,
+            processes,
+            max_pending,
+            memory_limit,
+            peer(),
+        ));
         let pool = Pool { owner: Owner::new(shared.clone()) };
         tokio::spawn(Supervisor::new(shared, recipe, timer)?.run());
         let ready = pool.until(|status| status.ready > 0 || status.wanted == 0).await;

@@ -16,13 +16,20 @@ pub(super) struct Call {
     id: u64,
     function: Result<FnId, String>,
     name: &'static str,
+    /// The pool's, for calls that have none of their own.
+    memory_limit: Option<u64>,
 }
 
 impl Call {
     /// `id` is the number of the job to be.
-    pub(super) fn new(id: u64, entry: &'static Entry<TaskCode>, peer: Peer) -> Self {
+    pub(super) fn new(
+        id: u64,
+        entry: &'static Entry<TaskCode>,
+        peer: Peer,
+        memory_limit: Option<u64>,
+    ) -> Self {
         let function = FnId::of(entry, Some(peer)).map_err(|error: StartError| error.to_string());
-        Self { id, function, name: (entry.name)() }
+        Self { id, function, name: (entry.name)(), memory_limit }
     }
 }
 
@@ -35,6 +42,14 @@ macro_rules! common_options {
         /// [`TaskError::TimedOut`](crate::TaskError::TimedOut).
         pub fn timeout(self, timeout: std::time::Duration) -> Self {
             self.with(|options| options.timeout = Some(timeout))
+        }
+
+        /// How much more memory the worker and the processes that it has started may come to hold,
+        /// in bytes, while an item runs, than when the item began. At more it is killed, and the
+        /// error is [`TaskError::MemoryLimit`](crate::TaskError::MemoryLimit). In place of
+        /// [the pool's](crate::pool::PoolBuilder::memory_limit), which says how it is found out.
+        pub fn memory_limit(self, bytes: u64) -> Self {
+            self.with(|options| options.memory_limit = Some(bytes))
         }
 
         /// How often an item is run again if its worker dies, or is killed by the timeout, while it
@@ -70,6 +85,7 @@ pub(super) use common_options;
 /// What a caller chooses.
 pub(super) struct Options<R> {
     pub(super) timeout: Option<Duration>,
+    pub(super) memory_limit: Option<u64>,
     pub(super) retries: u32,
     pub(super) class: Class,
     pub(super) kill_on_drop: bool,
@@ -83,6 +99,7 @@ impl<R> Default for Options<R> {
     fn default() -> Self {
         Self {
             timeout: None,
+            memory_limit: None,
             retries: 0,
             class: Class::default(),
             kill_on_drop: false,
@@ -103,8 +120,9 @@ impl<R> Options<R> {
     }
 
     pub(super) fn spec(&self, call: &Call) -> Spec {
-        let Call { id, function, name } = call.clone();
+        let Call { id, function, name, memory_limit } = call.clone();
         let Self { timeout, retries, .. } = *self;
-        Spec { id, function, name, timeout, memory_limit: None, retries, class: self.class.clone() }
+        let memory_limit = self.memory_limit.or(memory_limit);
+        Spec { id, function, name, timeout, memory_limit, retries, class: self.class.clone() }
     }
 }

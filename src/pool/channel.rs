@@ -25,6 +25,7 @@ const REPLIES: Layout = Layout { head: 256, tail: 384, data: 4096 + RING, capaci
 const WORKER_ASLEEP: usize = 512;
 const PARENT_ASLEEP: usize = 640;
 const BEGAN_AT: usize = 768;
+const BEGAN_WITH: usize = BEGAN_AT + 8;
 const GIVEN_UP: usize = 896;
 const SLOT_WORDS: usize = 1024;
 const MEMORY: usize = 4096 + 2 * RING;
@@ -54,6 +55,7 @@ pub(super) fn channel(parent_bell: &Arc<Fd>) -> io::Result<(Link, Replies, Setup
         bell: Handle::new(bell.try_clone()?),
         parent_bell: Handle::new(parent_bell.try_clone()?),
         socket: Handle::new(theirs),
+        own_process: false,
         initializer: false,
         max_tasks: None,
         max_memory: None,
@@ -163,6 +165,10 @@ impl<J: Ticket> Lane<J> for Attached {
         self.link.memory.load(BEGAN_AT, Ordering::Relaxed)
     }
 
+    fn began_with(&self) -> u64 {
+        self.link.memory.load(BEGAN_WITH, Ordering::Relaxed)
+    }
+
     fn stop(&mut self) -> bool {
         self.link.tasks.try_push(&[STOP_FRAME]).unwrap_or(false)
     }
@@ -257,6 +263,11 @@ impl WorkerEnd {
             self.worker.awake();
         }
         Ok(())
+    }
+
+    /// Notes how much memory there is ahead of an item with a limit.
+    pub(super) fn begin_with(&self, memory: u64) {
+        self.memory.store(BEGAN_WITH, memory, Ordering::Relaxed);
     }
 
     /// Waits for the bell.

@@ -1,6 +1,8 @@
 //! How much memory workers hold.
 
+use crate::process::ExitStatus;
 use crate::sys;
+use crate::sys::usage::DataLimit;
 
 /// How often a worker looks at most, in nanoseconds.
 const LOOK_EVERY: u64 = 1_000_000;
@@ -26,5 +28,47 @@ impl MemoryWatch {
         self.looked_at = now;
         // What cannot be looked at is left alone.
         sys::usage::own_anonymous().is_ok_and(|held| held > self.limit)
+    }
+}
+
+/// What there is ahead of an item with a limit, and what keeps the item from one huge allocation as
+/// long as this lives.
+#[derive(Debug)]
+pub(super) struct Limited {
+    pub(super) held: u64,
+    _data: Option<DataLimit>,
+}
+
+/// How much more than twice an item's limit may be mapped: runtimes map stacks and arenas that they
+/// hardly use.
+const SLACK: u64 = 64 << 20;
+
+impl Limited {
+    pub(super) fn begin(limit: u64) -> Self {
+        // Where nothing can be read nothing is enforced: no growth is seen beyond all there is.
+        let held = sys::usage::own_tree().unwrap_or(u64::MAX);
+        let more = limit.saturating_mul(2).saturating_add(SLACK);
+        Self { held, _data: DataLimit::lower(more).ok() }
+    }
+}
+
+/// Whether a worker's last words say that it ended for want of memory, as Rust's allocator does.
+pub(super) fn was_refused_memory(exit: ExitStatus, stderr_tail: &str) -> bool {
+    let said = stderr_tail.rfind("memory allocation of ").map(|at| &stderr_tail[at..]);
+    exit.signal() == Some(sys::signal::ABRT) && said.is_some_and(|said| said.contains(" bytes failed"))
+}
+
+#[cfg(all(test, multiprocess))]
+mod tests {
+    use super::*;
+    use crate::sys::process::Exit;
+
+    #[test]
+    fn last_words_for_want_of_memory() {
+        let exit = |signal| ExitStatus::new(Exit::Signal { signal, core: false }, false);
+        let words = "starting\nmemory allocation of 536870912 bytes failed\n";
+        assert!(was_refused_memory(exit(6), words));
+        assert!(!was_refused_memory(exit(9), words));
+        assert!(!was_refused_memory(exit(6), "memory allocation of the year\n"));
     }
 }

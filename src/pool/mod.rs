@@ -312,7 +312,8 @@ impl Pool {
     }
 
     fn call(&self, entry: &'static Entry<TaskCode>) -> Call {
-        Call::new(self.owner.shared().next_job(), entry, self.peer())
+        let shared = self.owner.shared();
+        Call::new(shared.next_job(), entry, self.peer(), shared.memory_limit)
     }
 
     fn items<I, A>(&self, items: I, args: fn(I::Item) -> A) -> Feed

@@ -78,6 +78,8 @@ pub(super) struct Shared {
     /// How many jobs there were.
     jobs: AtomicU64,
     room: Option<Arc<Semaphore>>,
+    /// Of calls that have none of their own.
+    pub(super) memory_limit: Option<u64>,
     /// Who reads what is sent.
     pub(super) peer: Peer,
 }
@@ -88,6 +90,7 @@ impl Shared {
         timer: Fd,
         processes: usize,
         max_pending: Option<usize>,
+        memory_limit: Option<u64>,
         peer: Peer,
     ) -> Self {
         Self {
@@ -101,6 +104,7 @@ impl Shared {
             processes: AtomicUsize::new(processes),
             jobs: AtomicU64::new(0),
             room: max_pending.map(|max| Arc::new(Semaphore::new(max))),
+            memory_limit,
             peer,
         }
     }

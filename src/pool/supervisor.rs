@@ -13,14 +13,15 @@ use tokio_util::sync::CancellationToken;
 
 use super::channel::{Attached, Replies, channel};
 use super::host::{Host, Thread};
-use super::scheduler::{Death, Delivery, Run, Sent, Spec, WorkerId};
+use super::memory::was_refused_memory;
+use super::scheduler::{Death, Delivery, Run, Sample, Sent, Spec, WorkerId};
 use super::shared::{Job, Shared};
 use super::stderr::Stderr;
-use super::wire::{Answer, Body};
+use super::wire::{Answer, Body, Tag};
 use super::worker;
 use crate::context::Context as StartContext;
 use crate::error::{Error, Result, StartError, TaskError};
-use crate::process::{ExitStatus, Process};
+use crate::process::{ExitStatus, Process, off_thread};
 use crate::ring::frames;
 use crate::sys::process::Exit;
 use crate::sys::reactor::Registered;
@@ -56,6 +57,8 @@ enum Event {
     /// `None` if the pool's end came first.
     Started(WorkerId, Option<Result<Box<Born>>>),
     Exited(WorkerId),
+    /// How much memory it holds, for the item that it ran.
+    Sampled(WorkerId, Tag, Option<u64>),
 }
 
 struct Born {
@@ -109,7 +112,11 @@ impl Supervisor {
             let busy = self.take_replies();
             if sys::fd::monotonic_ns() >= self.shared.armed() {
                 self.shared.disarmed();
-                self.shared.with(|scheduler, now| scheduler.tick(now));
+                let samples = self.shared.with(|scheduler, now| {
+                    scheduler.tick(now);
+                    scheduler.samples_due(now)
+                });
+                samples.into_iter().flatten().for_each(|sample| self.sample(sample));
             }
             self.start_workers();
             if self.report() {
@@ -200,6 +207,16 @@ impl Supervisor {
         drained == Ok(true)
     }
 
+    /// Has another thread find it out: it may be many processes, and their memory large.
+    fn sample(&mut self, sample: Sample) {
+        let Some(worker) = self.workers.iter().find(|worker| worker.id == sample.worker) else { return };
+        let (root, Sample { worker, tag, enough }) = (worker.host.pid(), sample);
+        self.events.push(Box::pin(async move {
+            let held = off_thread(move || sys::usage::of_tree(root?, enough).ok()).await;
+            Event::Sampled(worker, tag, held.ok().flatten())
+        }));
+    }
+
     // Workers' lives.
 
     fn start_workers(&mut self) {
@@ -249,6 +266,9 @@ impl Supervisor {
                 self.shared.with(|scheduler, now| scheduler.start_failed(id, why, false, now));
             }
             Event::Exited(id) => self.bury(id),
+            Event::Sampled(id, tag, held) => {
+                self.shared.with(|scheduler, now| scheduler.sampled(id, tag, held, now));
+            }
         }
     }
 
@@ -261,7 +281,8 @@ impl Supervisor {
         let worker = self.workers.swap_remove(index);
         let exit = worker.host.reap().unwrap_or_else(|| ExitStatus::new(Exit::Unknown, false));
         let stderr_tail = worker.stderr.map_or_else(String::new, |stderr| stderr.rest());
-        let death = Death { exit, stderr_tail };
+        let out_of_memory = was_refused_memory(exit, &stderr_tail);
+        let death = Death { exit, stderr_tail, out_of_memory };
         self.shared.with(|scheduler, now| scheduler.died(id, &death, now));
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -369,6 +390,7 @@ impl Recipe {
             let host = Host::Thread(Thread::start(name, setup, link.leash())?);
             return Ok(Box::new(Born { lane: Attached { link, host }, replies, stderr: None }));
         }
+        setup.own_process = true;
         // The memory of this process is not a worker's.
         setup.max_memory = self.max_memory;
         let (stderr, theirs) = Stderr::pipe()?;

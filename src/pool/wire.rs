@@ -30,6 +30,8 @@ pub(crate) struct Setup {
     pub(super) bell: Handle,
     pub(super) parent_bell: Handle,
     pub(super) socket: Handle,
+    /// Its process is its own, and so are the limits on it.
+    pub(super) own_process: bool,
     /// The first frame is the initializer.
     pub(super) initializer: bool,
     /// After so many items it ends by itself.

@@ -4,7 +4,7 @@ use std::io;
 use std::process::ExitCode;
 
 use super::channel::WorkerEnd;
-use super::memory::MemoryWatch;
+use super::memory::{Limited, MemoryWatch};
 use super::wire::{Body, INLINE, ITEM_HEAD, Kind, Order, RunFrame, RunHead, Setup, Tag};
 use crate::bootstrap::drive;
 use crate::error::{RemotePanic, TaskError};
@@ -30,12 +30,13 @@ pub(super) fn main(setup: Setup) -> ExitCode {
 
 /// Works until the pool wants no more, and gives the exit code.
 pub(super) fn serve(setup: Setup) -> io::Result<u8> {
-    let (initializer, max_tasks) = (setup.initializer, setup.max_tasks);
+    let Setup { initializer, max_tasks, own_process, .. } = setup;
     let memory = setup.max_memory.map(MemoryWatch::new);
     let worker = Worker {
         end: WorkerEnd::new(setup)?,
         value: Vec::new(),
         token: process_token(),
+        own_process,
         left: max_tasks,
         memory,
         retiring: false,
@@ -56,6 +57,8 @@ struct Worker {
     value: Vec<u8>,
     /// This process: a copy that a task made of it is not the worker.
     token: u64,
+    /// It is no thread of somebody else's.
+    own_process: bool,
     /// How many items it may still begin.
     left: Option<u32>,
     memory: Option<MemoryWatch>,
@@ -122,6 +125,9 @@ impl Worker {
         for index in 0..count {
             let tag = Tag { seq, index };
             let item = run.next_item().map_err(|error| io::Error::other(error.to_string()))?;
+            let limit = Some(run.head.memory_limit).filter(|limit| *limit > 0 && self.own_process);
+            let limited = limit.map(Limited::begin);
+            limited.iter().for_each(|limited| self.end.begin_with(limited.held));
             if !self.end.begin(seq, run.head.timed()) {
                 return self.end.reply(Kind::Skipped, tag, b"", &Body::default(), more);
             }
@@ -130,6 +136,7 @@ impl Worker {
                 (Err(why), _) => Outcome::Failed(TaskFailure::Arguments(why.clone())),
                 (_, Err(error)) => Outcome::Failed(TaskFailure::Arguments(error.to_string())),
             };
+            drop(limited);
             self.left = self.left.map(|left| left - 1);
             self.answer(tag, outcome, (more || index + 1 < count) && self.left != Some(0))?;
             if self.left == Some(0) {

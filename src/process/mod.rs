@@ -46,6 +46,7 @@ pub(crate) use self::exit::{Leaving, flush, leave, set_leaving};
 pub use self::exit_status::ExitStatus;
 pub use self::finalize::Finalize;
 pub use self::sentinel::Sentinel;
+pub(crate) use self::start::off_thread;
 pub use self::table::active_children;
 pub use self::task::{JoinHandle, spawn};
 pub(crate) use self::task::{catch, panic_message, remote_task};

@@ -216,7 +216,7 @@ type Job = Box<dyn FnOnce() + Send>;
 
 /// Runs what blocks for longer than a reactor should, on a thread of this crate's: not on
 /// Tokio's blocking pool, whose threads would then stand in the way of a fork.
-async fn off_thread<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+pub(crate) async fn off_thread<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
     static STARTER: PerProcess<Mutex<Option<mpsc::Sender<Job>>>> = PerProcess::new(Mutex::default);
     let (done, result) = tokio::sync::oneshot::channel();
     // If nobody waits any more, the result is dropped there, which kills what was born.

@@ -387,6 +387,7 @@ pub(crate) mod reactor {
 }
 
 pub(crate) mod signal {
+    pub(crate) const ABRT: i32 = 6;
     pub(crate) const INT: i32 = 2;
     pub(crate) const KILL: i32 = 9;
     pub(crate) const TERM: i32 = 15;
@@ -449,8 +450,25 @@ pub(crate) mod socket {
 }
 
 pub(crate) mod usage {
-    pub(crate) fn own_anonymous() -> std::io::Result<u64> {
-        super::unsupported()
+    use super::*;
+
+    pub(crate) fn own_anonymous() -> io::Result<u64> {
+        unsupported()
+    }
+    pub(crate) fn own_tree() -> io::Result<u64> {
+        unsupported()
+    }
+    pub(crate) fn of_tree(_: i32, _: u64) -> io::Result<u64> {
+        unsupported()
+    }
+
+    #[derive(Debug)]
+    pub(crate) struct DataLimit(());
+
+    impl DataLimit {
+        pub(crate) fn lower(_: u64) -> io::Result<Self> {
+            unsupported()
+        }
     }
 }
 

@@ -17,7 +17,7 @@ use self::queue::Queue;
 pub(super) use self::size::Size;
 use self::size::Starts;
 use self::worker::{State, Worker};
-use super::wire::{Body, Kind, Reply, RunHead};
+use super::wire::{Body, Kind, Reply, RunHead, Tag};
 use crate::error::{NotStarted, TaskError, WorkerDied};
 use crate::function::FnId;
 use crate::ring::{Corrupt, frames};
@@ -128,6 +128,8 @@ pub(super) trait Lane<J> {
     fn begun(&self, seq: u32) -> u32;
     /// When it began the item that it began last, if that was of a run with a timeout.
     fn began_at(&self) -> u64;
+    /// How much memory it held when it began the item that it began last, if that has a limit.
+    fn began_with(&self) -> u64;
     /// Tells it to end; false if that cannot be said now.
     fn stop(&mut self) -> bool;
     /// Kills it and all that it has started.
@@ -143,6 +145,17 @@ pub(super) trait Lane<J> {
 pub(super) struct Death {
     pub(super) exit: crate::ExitStatus,
     pub(super) stderr_tail: String,
+    /// It was refused memory.
+    pub(super) out_of_memory: bool,
+}
+
+/// How much memory a worker holds is to be found out, for an item that it runs.
+#[derive(Debug)]
+pub(super) struct Sample {
+    pub(super) worker: WorkerId,
+    pub(super) tag: Tag,
+    /// Below so many bytes no exact figure is needed.
+    pub(super) enough: u64,
 }
 
 /// Replies of one run, for its job: those within `frames` of what was drained.
@@ -519,9 +532,12 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         let begun = worker.begun();
         let was_of_use = worker.has_answered || !begun.is_empty();
         for (tag, run) in begun.into_iter().rev() {
-            let error = match worker.doomed.take_if(|(doomed, _)| *doomed == tag) {
-                Some((_, error)) => error,
-                None => TaskError::WorkerDied(Box::new(WorkerDied {
+            let doomed = worker.doomed.take_if(|(doomed, _)| *doomed == tag);
+            let limit = run.job.spec().memory_limit.filter(|_| death.out_of_memory);
+            let error = match (doomed, limit) {
+                (Some((_, error)), _) => error,
+                (None, Some(limit)) => TaskError::MemoryLimit { limit },
+                (None, None) => TaskError::WorkerDied(Box::new(WorkerDied {
                     exit: death.exit,
                     stderr_tail: death.stderr_tail.clone(),
                     task: run.job.spec().name.to_owned(),
@@ -562,7 +578,9 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     pub(super) fn next_deadline(&self) -> Option<u64> {
         let timeouts = self.workers.iter().filter_map(Worker::deadline);
         let looks = self.workers.iter().filter_map(Worker::look_at);
-        timeouts.chain(looks).chain(self.retry_at).chain(self.next_start()).chain(self.next_end()).min()
+        let samples = self.workers.iter().filter_map(Worker::sample_at);
+        let starts_and_ends = self.next_start().into_iter().chain(self.next_end());
+        timeouts.chain(looks).chain(samples).chain(self.retry_at).chain(starts_and_ends).min()
     }
 
     /// Does what time has brought. What workers had published must have been taken just before.
@@ -578,6 +596,20 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         self.shrink(now);
         self.dispatch(now);
         self.balance(now);
+    }
+
+    /// The looks at workers' memory that are due. Each is answered by [`sampled`](Self::sampled).
+    pub(super) fn samples_due(&mut self, now: u64) -> Vec<Sample> {
+        self.workers.iter_mut().filter_map(|worker| worker.sample(now)).collect()
+    }
+
+    /// Takes how many bytes of memory a worker and what it has started hold, if that is known.
+    pub(super) fn sampled(&mut self, id: WorkerId, tag: Tag, held: Option<u64>, now: u64) {
+        let Some(worker) = self.workers.iter_mut().find(|worker| worker.id == id) else { return };
+        for run in worker.sampled(tag, held, now).into_iter().rev() {
+            self.queue.give_back(id, run);
+        }
+        self.dispatch(now);
     }
 
     // Ends.

@@ -31,6 +31,12 @@ impl Ticket for Ask {
     }
 }
 
+fn limited(number: usize, limit: u64) -> Ask {
+    let mut ask = ask(number, None, 0);
+    Rc::make_mut(&mut ask.spec).memory_limit = Some(limit);
+    ask
+}
+
 fn ask(number: usize, timeout: Option<Duration>, retries: u32) -> Ask {
     let spec = Spec {
         id: 0,
@@ -130,6 +136,10 @@ impl Lane<Ask> for Wire {
         self.0.borrow().began_at
     }
 
+    fn began_with(&self) -> u64 {
+        1000
+    }
+
     fn stop(&mut self) -> bool {
         self.0.borrow_mut().told_to_stop = true;
         true
@@ -152,6 +162,7 @@ fn death() -> Death {
     Death {
         exit: ExitStatus::new(Exit::Signal { signal: 9, core: false }, false),
         stderr_tail: String::new(),
+        out_of_memory: false,
     }
 }
 
@@ -532,6 +543,64 @@ fn a_worker_is_given_no_more_than_its_budget() {
         play.start();
     }
     assert_eq!(play.told.values().filter(|error| error.is_none()).count(), 7);
+}
+
+/// The looks are the same ones; what they find is another matter.
+#[test]
+fn an_item_that_holds_too_much_is_killed_and_others_are_not() {
+    // It held 1000 bytes when it began.
+    for (held, dies) in [(Some(1000), false), (Some(6000), false), (Some(6001), true), (None, false)] {
+        let mut play = Play::started(1);
+        play.submit(&limited(0, 5000), 1);
+        play.submit(&ask(1, None, 0), 1);
+        let first = play.workers[&0].clone();
+        first.0.borrow_mut().step(0);
+        assert!(play.scheduler.samples_due(0).is_empty());
+        let due = play.scheduler.next_deadline().expect("a look at its memory");
+        let samples = play.scheduler.samples_due(due);
+        assert_eq!((samples.len(), samples[0].enough), (1, 6000));
+        assert!(play.scheduler.samples_due(due).is_empty(), "nobody looks twice at a time");
+        play.scheduler.sampled(0, samples[0].tag, held, due);
+        assert_eq!(first.0.borrow().killed, dies, "{held:?}");
+        play.settle();
+        match &play.told[&(0, 0)] {
+            Some(TaskError::MemoryLimit { limit: 5000 }) if dies => {}
+            told => assert!(told.is_none() && !dies, "{told:?}"),
+        }
+        assert!(play.told[&(1, 0)].is_none());
+    }
+}
+
+#[test]
+fn what_is_found_of_an_item_does_not_count_for_the_next() {
+    let mut play = Play::started(1);
+    play.submit(&limited(0, 5000), 1);
+    play.submit(&limited(1, 5000), 1);
+    let worker = play.workers[&0].clone();
+    worker.0.borrow_mut().step(0);
+    play.now = 10_000_000;
+    let sample = play.scheduler.samples_due(play.now).pop().expect("it is due");
+    worker.0.borrow_mut().step(play.now);
+    play.drain(0);
+    worker.0.borrow_mut().step(play.now);
+    play.scheduler.sampled(0, sample.tag, Some(u64::MAX), play.now);
+    assert!(!worker.0.borrow().killed);
+    play.settle();
+    assert!(play.told.values().all(Option::is_none));
+}
+
+#[test]
+fn who_is_refused_memory_has_come_to_the_limit_if_there_is_one() {
+    let mut play = Play::started(2);
+    play.submit(&limited(0, 5000), 1);
+    play.submit(&ask(1, None, 0), 1);
+    for id in [0, 1] {
+        play.workers[&id].0.borrow_mut().step(0);
+        play.scheduler.died(id, &Death { out_of_memory: true, ..death() }, 0);
+        play.effects();
+    }
+    assert!(matches!(play.told[&(0, 0)], Some(TaskError::MemoryLimit { limit: 5000 })));
+    assert!(matches!(play.told[&(1, 0)], Some(TaskError::WorkerDied(_))));
 }
 
 /// It is not told to end before it has answered what it had begun by then.

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use super::{Class, IN_FLIGHT, LOOK, Lane, Run, Sent, Ticket, WorkerId};
+use super::{Class, IN_FLIGHT, LOOK, Lane, Run, Sample, Sent, Ticket, WorkerId};
 use crate::error::TaskError;
 use crate::pool::channel::SLOTS;
 use crate::pool::wire::Tag;
@@ -85,6 +85,10 @@ pub(super) struct Worker<J, L> {
     deadline: Option<u64>,
     /// The item whose deadline was put off: once is all that a late beginning can ask for.
     put_off: Option<Tag>,
+    /// When to look how much memory the running item takes, if that is known better than by `since`.
+    sample_at: Option<u64>,
+    /// Somebody is looking.
+    sampling: bool,
     pub(super) has_answered: bool,
     /// The item that it was killed for, and what that gets.
     pub(super) doomed: Option<(Tag, TaskError)>,
@@ -112,6 +116,8 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
             since: 0,
             deadline: None,
             put_off: None,
+            sample_at: None,
+            sampling: false,
             has_answered: false,
             doomed: None,
             failure: None,
@@ -289,6 +295,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         self.since = now;
         self.looked = false;
         self.deadline = None;
+        self.sample_at = None;
         Some(time)
     }
 
@@ -411,6 +418,59 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         rest
     }
 
+    /// When to look how much memory it holds.
+    pub(super) fn sample_at(&self) -> Option<u64> {
+        if self.state == State::Killed || self.sampling {
+            return None;
+        }
+        let limit = self.current()?.run.job.spec().memory_limit?;
+        Some(self.sample_at.unwrap_or(self.since.saturating_add(sample_interval(limit))))
+    }
+
+    /// Has somebody look how much memory it holds, if that is due.
+    pub(super) fn sample(&mut self, now: u64) -> Option<Sample> {
+        if self.sample_at()? > now {
+            return None;
+        }
+        let (lane, current) = (self.lane.as_ref()?, self.current()?);
+        let limit = current.run.job.spec().memory_limit?;
+        if !current.withdrawn && lane.begun(current.seq) <= current.answered {
+            self.sample_at = Some(now + sample_interval(limit));
+            return None;
+        }
+        let tag = Tag { seq: current.seq, index: current.answered };
+        let sample = Sample { worker: self.id, tag, enough: lane.began_with().saturating_add(limit) };
+        self.sampling = true;
+        Some(sample)
+    }
+
+    /// Takes what was found out about an item that it was running. If that holds more than it may,
+    /// the worker is killed; gives what others must run then.
+    pub(super) fn sampled(&mut self, tag: Tag, held: Option<u64>, now: u64) -> Vec<Run<J>> {
+        self.sampling = false;
+        let (Some(lane), Some(current)) = (&self.lane, self.current()) else { return Vec::new() };
+        let Some(limit) = current.run.job.spec().memory_limit else { return Vec::new() };
+        if tag != (Tag { seq: current.seq, index: current.answered }) {
+            return Vec::new();
+        }
+        // What cannot be looked at now could not be a moment later.
+        let Some(held) = held else {
+            self.sample_at = Some(u64::MAX);
+            return Vec::new();
+        };
+        if let Some(left) = limit.checked_sub(held.saturating_sub(lane.began_with())) {
+            self.sample_at = Some(now + sample_interval(left));
+            return Vec::new();
+        }
+        // As with a deadline: nothing else can begin, so what is seen now stays true.
+        let rest = self.take_back_all();
+        if self.begun().last().is_some_and(|(running, _)| *running == tag) {
+            self.doomed = Some((tag, TaskError::MemoryLimit { limit }));
+            self.kill();
+        }
+        rest
+    }
+
     /// Tells it to end, in a friendly way if it listens.
     pub(super) fn stop(&mut self, now: u64) {
         match self.state {
@@ -454,6 +514,12 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
             lane.kill();
         }
     }
+}
+
+/// How long to wait until the next look, with so many bytes left: a process can hardly take four in
+/// a nanosecond.
+fn sample_interval(left: u64) -> u64 {
+    (left / 4).clamp(1_000_000, 10_000_000)
 }
 
 /// The time after a pause, which may be longer than there is time.

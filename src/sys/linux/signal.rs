@@ -5,6 +5,7 @@ use nix::sys::signal::{
     SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, pthread_sigmask, sigaction,
 };
 
+pub(crate) const ABRT: i32 = libc::SIGABRT;
 pub(crate) const INT: i32 = libc::SIGINT;
 pub(crate) const KILL: i32 = libc::SIGKILL;
 pub(crate) const TERM: i32 = libc::SIGTERM;

@@ -1,28 +1,147 @@
-//! How much memory processes hold.
+//! How much memory processes hold, and how much this one may map.
+//!
+//! What counts is anonymous memory, in core or swapped out: what was allocated, not what files are
+//! mapped. Everything is read from `/proc`, and an error without it.
 
+use std::fs;
 use std::io;
 
-/// The anonymous memory of this process that is in core or swapped out, in bytes.
-pub(crate) fn own_anonymous() -> io::Result<u64> {
-    anonymous(&std::fs::read_to_string("/proc/self/status")?)
+use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
+
+/// More processes than this are not looked at: so many are hardly found while they are counted.
+const MOST: usize = 4096;
+
+/// What a process's status says.
+#[derive(Debug, Default, PartialEq, Eq)]
+struct Status {
+    parent: i32,
+    /// In core or swapped out.
+    anonymous: u64,
+    /// Mapped for private writing, touched or not: what `RLIMIT_DATA` limits.
+    data: u64,
 }
 
-/// Reads it from a process's status; one that has ended and was not reaped holds nothing.
-fn anonymous(status: &str) -> io::Result<u64> {
-    let mut kilobytes = 0;
-    for line in status.lines() {
-        let Some((name, value)) = line.split_once(':') else { continue };
-        if matches!(name, "RssAnon" | "VmSwap") {
-            let number = value.trim().strip_suffix(" kB").and_then(|number| number.parse::<u64>().ok());
-            kilobytes += number.ok_or(io::ErrorKind::InvalidData)?;
-        }
+impl Status {
+    fn of(process: &str) -> io::Result<Self> {
+        Self::parse(&fs::read_to_string(format!("/proc/{process}/status"))?)
     }
-    Ok(kilobytes << 10)
+
+    /// One that has ended and was not reaped holds nothing, and has no such lines.
+    fn parse(text: &str) -> io::Result<Self> {
+        let mut status = Self::default();
+        for line in text.lines() {
+            let Some((name, value)) = line.split_once(':') else { continue };
+            let bytes = || parse_kb(value).ok_or(io::ErrorKind::InvalidData);
+            match name {
+                "PPid" => status.parent = value.trim().parse().map_err(|_| io::ErrorKind::InvalidData)?,
+                "RssAnon" | "VmSwap" => status.anonymous += bytes()?,
+                "VmData" => status.data = bytes()?,
+                _ => {}
+            }
+        }
+        Ok(status)
+    }
+}
+
+fn parse_kb(value: &str) -> Option<u64> {
+    value.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
+}
+
+/// What this process holds, in bytes.
+pub(crate) fn own_anonymous() -> io::Result<u64> {
+    Ok(Status::of("self")?.anonymous)
+}
+
+/// What this process and all below it hold, in bytes: as [`of_tree`].
+pub(crate) fn own_tree() -> io::Result<u64> {
+    of_tree(super::process::getpid(), 0)
+}
+
+/// What a process and all below it hold, in bytes. Of those below only what they share with nobody:
+/// a copy holds nothing before it writes, and what runs in its parent's memory never does.
+///
+/// To tell that takes long for large processes; where less than `enough` is found even with all
+/// that they share, that is the answer.
+pub(crate) fn of_tree(root: i32, enough: u64) -> io::Result<u64> {
+    let own = Status::of(&root.to_string())?.anonymous;
+    let mut below = Vec::new();
+    let mut at = root;
+    let mut next = 0;
+    loop {
+        for child in children(at) {
+            // It may have ended since, and its number may be another's.
+            match Status::of(&child.to_string()) {
+                Ok(status) if status.parent == at && below.len() < MOST => {
+                    below.push((child, status));
+                }
+                _ => {}
+            }
+        }
+        let Some((process, _)) = below.get(next) else { break };
+        (at, next) = (*process, next + 1);
+    }
+    let at_most = below.iter().map(|(_, status)| status.anonymous).sum::<u64>();
+    if below.is_empty() || own.saturating_add(at_most) < enough {
+        return Ok(own + at_most);
+    }
+    let private = below.iter().filter(|(process, status)| !shares_memory(*process, status.parent));
+    Ok(own + private.map(|(process, _)| private_memory(*process)).sum::<u64>())
+}
+
+/// The children of all of a process's threads; none where the kernel does not list them.
+fn children(process: i32) -> Vec<i32> {
+    let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };
+    let lists =
+        threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
+    lists
+        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
+        .collect()
+}
+
+/// Memory that only this process has, and what of it is swapped out; none if it has ended.
+fn private_memory(process: i32) -> u64 {
+    let Ok(rollup) = fs::read_to_string(format!("/proc/{process}/smaps_rollup")) else { return 0 };
+    let lines = rollup.lines().filter_map(|line| line.split_once(':'));
+    let counted = lines.filter(|(name, _)| matches!(*name, "Private_Dirty" | "SwapPss"));
+    counted.filter_map(|(_, value)| parse_kb(value)).sum()
+}
+
+/// Whether two processes have one address space, as while one starts a program. Where the kernel
+/// does not say, they have not.
+fn shares_memory(one: i32, other: i32) -> bool {
+    /// The kernel's name for it is in no header that every libc has.
+    const KCMP_VM: libc::c_int = 1;
+    // SAFETY: it compares, and takes numbers alone.
+    unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) == 0 }
+}
+
+/// This process may map only so much more data than it has, as long as this lives.
+#[derive(Debug)]
+pub(crate) struct DataLimit {
+    before: rlim_t,
+    hard: rlim_t,
+}
+
+impl DataLimit {
+    pub(crate) fn lower(more: u64) -> io::Result<Self> {
+        let data = Status::of("self")?.data;
+        let (before, hard) = getrlimit(Resource::RLIMIT_DATA)?;
+        setrlimit(Resource::RLIMIT_DATA, before.min(data.saturating_add(more)), hard)?;
+        Ok(Self { before, hard })
+    }
+}
+
+impl Drop for DataLimit {
+    fn drop(&mut self) {
+        // A soft limit below the hard one may be raised by anyone.
+        let _ = setrlimit(Resource::RLIMIT_DATA, self.before, self.hard);
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::process::{Command, Stdio};
 
     #[test]
     fn what_is_written_to_counts() {
@@ -36,8 +155,31 @@ mod tests {
 
     #[test]
     fn a_status_in_no_known_shape_is_an_error() {
-        assert_eq!(anonymous("RssAnon:\t 12 kB\nVmSwap:\t 4 kB\n").unwrap(), 16 << 10);
-        assert_eq!(anonymous("State:\tZ (zombie)\n").unwrap(), 0);
-        assert!(anonymous("RssAnon:\t12 pages\n").is_err());
+        let known = Status::parse("PPid:\t7\nVmData:\t  8 kB\nRssAnon:\t 12 kB\nVmSwap:\t 4 kB\n").unwrap();
+        assert_eq!(known, Status { parent: 7, anonymous: 16 << 10, data: 8 << 10 });
+        assert_eq!(Status::parse("State:\tZ (zombie)\n").unwrap(), Status::default());
+        assert!(Status::parse("RssAnon:\t12 pages\n").is_err());
+    }
+
+    #[test]
+    fn what_children_hold_counts() {
+        // `tail` keeps all of a line without an end; its parent is a shell.
+        let line = "head -c 64m /dev/zero | tail | cat & read held; kill $!; wait";
+        let mut shell = Command::new("sh").args(["-c", line]).stdin(Stdio::piped()).spawn().unwrap();
+        let pid = shell.id() as i32;
+        let mut most = 0;
+        while most < 60 << 20 && shell.try_wait().unwrap().is_none() {
+            most = most.max(of_tree(pid, 0).unwrap_or(0));
+        }
+        drop(shell.stdin.take());
+        shell.wait().unwrap();
+        assert!(most >= 60 << 20, "{most}");
+    }
+
+    #[test]
+    fn memory_is_shared_with_oneself_and_not_with_others() {
+        let own = super::super::process::getpid();
+        assert!(shares_memory(own, own));
+        assert!(!shares_memory(own, nix::unistd::getppid().as_raw()));
     }
 }
