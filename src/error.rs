@@ -200,6 +200,9 @@ pub enum NotStarted {
     /// Its arguments did not decode in the worker.
     #[error("its arguments could not be decoded: {0}")]
     Arguments(String),
+    /// Its worker has not the state that it takes.
+    #[error("{0}")]
+    State(String),
     /// The iterator that gives the items panicked.
     #[error("the input ended in a panic: {0}")]
     Input(String),

@@ -7,6 +7,7 @@
 
 mod named;
 mod outcome;
+mod stateful;
 
 use std::any::TypeId;
 use std::future::Future;
@@ -21,7 +22,9 @@ pub use self::named::Func;
 pub use self::named::Registration;
 use self::outcome::Settled;
 pub(crate) use self::outcome::exit_number;
-pub use self::outcome::{Exit, Outcome};
+pub use self::outcome::{Exit, Outcome, Return};
+pub(crate) use self::stateful::{Always, Trying, load_entry};
+pub use self::stateful::{Load, Loaded};
 use crate::error::RemoteError;
 use crate::reduction::{Attachments, CodecError, Incoming, Message, decode, encode, parent};
 use crate::sys::image::{Entry, recreate};
@@ -39,8 +42,13 @@ pub(crate) enum TaskRun {
     /// A sync function: it has run, and its value was appended to the buffer.
     Done(Result<Attachments, TaskFailure>),
     /// An async one: whoever called it drives it.
-    Pending(BoxFuture<(Vec<u8>, Result<Attachments, TaskFailure>)>),
+    Pending(BoxFuture<Written>),
+    /// One that stays on this thread, as it holds the worker's state.
+    Here(LocalFuture<Written>),
 }
+
+/// The bytes of a value, and what goes beside them or why there is none.
+pub(crate) type Written = (Vec<u8>, Result<Attachments, TaskFailure>);
 
 /// A target that was called.
 #[doc(hidden)]
@@ -54,6 +62,7 @@ pub enum TargetRun {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) enum TaskFailure {
     Arguments(String),
+    State(String),
     Returned(RemoteError),
     Unencodable { reason: String, value: String },
 }
@@ -61,8 +70,9 @@ pub(crate) enum TaskFailure {
 /// A function that can be a task: its value travels back to the caller.
 ///
 /// Every function item and every closure that captures nothing, sync or async, with up to eight
-/// arguments that are [`Message`]s and an [`Outcome`]. The trait is sealed; `M` tells the kinds of
-/// outcome apart and is always inferred.
+/// arguments that are [`Message`]s and an [`Outcome`]. Before the arguments it may take `&mut S`: the
+/// [state](crate::PoolBuilder::state) of its pool's workers. The trait is sealed; `M` tells the kinds
+/// of functions apart and is always inferred.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot run as a task with the arguments `{A}`",
     note = "a task is a function or a closure without captures, `Copy + Send + Sync + 'static`, \
@@ -189,14 +199,22 @@ fn run_task<F: Task<A, M>, A: Message, M>(args: Incoming<'_>, out: &mut Vec<u8>)
         Ok(args) => args,
         Err(error) => return TaskRun::Done(Err(TaskFailure::Arguments(error.to_string()))),
     };
-    match recreate::<F>().call_task(args) {
+    run_settled(recreate::<F>().call_task(args), out)
+}
+
+fn run_settled<T: Message>(settled: Settled<T>, out: &mut Vec<u8>) -> TaskRun {
+    match settled {
         Settled::Now(result) => TaskRun::Done(write_value(result, out)),
-        Settled::Later(future) => TaskRun::Pending(Box::pin(async move {
-            let mut out = Vec::new();
-            let written = write_value(future.await, &mut out);
-            (out, written)
-        })),
+        Settled::Later(future) => TaskRun::Pending(Box::pin(async move { written(future.await) })),
+        Settled::Here(future) => TaskRun::Here(Box::pin(async move { written(future.await) })),
+        Settled::Stateless(why) => TaskRun::Done(Err(TaskFailure::State(why))),
     }
+}
+
+fn written<T: Message>(result: Result<T, RemoteError>) -> Written {
+    let mut out = Vec::new();
+    let written = write_value(result, &mut out);
+    (out, written)
 }
 
 fn write_value<T: Message>(
@@ -217,15 +235,13 @@ fn run_target<F: Target<A, M>, A: Message, M>(args: Incoming<'_>) -> Result<Targ
 /// Drives a called task to its end by `wait`; its value's bytes, if it is async, come with it.
 pub(crate) fn finish(
     run: TaskRun,
-    wait: impl FnOnce(
-        BoxFuture<(Vec<u8>, Result<Attachments, TaskFailure>)>,
-    ) -> (Vec<u8>, Result<Attachments, TaskFailure>),
+    wait: impl FnOnce(LocalFuture<Written>) -> Written,
 ) -> (Option<Vec<u8>>, Result<Attachments, TaskFailure>) {
-    match run {
-        TaskRun::Done(result) => (None, result),
-        TaskRun::Pending(future) => {
-            let (bytes, result) = wait(future);
-            (Some(bytes), result)
-        }
-    }
+    let future: LocalFuture<Written> = match run {
+        TaskRun::Done(result) => return (None, result),
+        TaskRun::Pending(future) => future,
+        TaskRun::Here(future) => future,
+    };
+    let (bytes, result) = wait(future);
+    (Some(bytes), result)
 }

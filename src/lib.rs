@@ -84,6 +84,7 @@ pub mod reduction;
 mod ring;
 mod spawn;
 mod sys;
+pub mod task;
 pub mod util;
 
 pub use async_trait::async_trait;
@@ -96,7 +97,7 @@ pub use context::{
 pub use error::{
     Error, Failure, NotStarted, Ran, RemoteError, RemotePanic, Result, StartError, TaskError, WorkerDied,
 };
-pub use function::{Exit, Func, Outcome, Target, Task};
+pub use function::{Exit, Func, Load, Loaded, Outcome, Return, Target, Task};
 pub use log::{LogLevel, Logger, get_logger, log_to_stderr};
 pub use pool::{Apply, AsyncResult, Health, Map, MapStream, Pool, PoolBuilder};
 pub use process::{

@@ -10,9 +10,10 @@ use serde::de::Error as _;
 use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::{Message, Task, TaskCode, TaskFailure, TaskRun, task_entry};
+use super::{BoxFuture, Message, Task, TaskCode, TaskFailure, TaskRun, Written, task_entry};
 use crate::error::{NotStarted, StartError, TaskError};
 use crate::reduction::{Incoming, Peer, decode, encode, peer};
+use crate::sys::Fd;
 use crate::sys::image::Entry;
 use crate::sys::program;
 
@@ -173,13 +174,9 @@ impl<Args: Message, R: Message> Func<Args, R> {
         let mut bytes = Vec::new();
         let attachments = encode(&args, &mut bytes, Peer::SameBuild)
             .map_err(|error| TaskError::NotStarted(NotStarted::Unencodable(error)))?;
-        let mut value = Vec::new();
-        let (value, result) = match (self.entry.code)(
-            Incoming { bytes: &bytes, attachments: owned(attachments) },
-            &mut value,
-        ) {
-            TaskRun::Done(result) => (value, result),
-            TaskRun::Pending(future) => future.await,
+        let (value, result) = match self.begin(&bytes, owned(attachments)) {
+            Ok(written) => written,
+            Err(future) => future.await,
         };
         let attachments = result.map_err(TaskFailure::into_error)?;
         decode(Incoming { bytes: &value, attachments: owned(attachments) }).map_err(TaskError::Undecodable)
@@ -187,6 +184,20 @@ impl<Args: Message, R: Message> Func<Args, R> {
 }
 
 impl<Args, R> Func<Args, R> {
+    /// Calls it; the future of an async function is to be awaited.
+    fn begin(&self, bytes: &[u8], attachments: Vec<Fd>) -> Result<Written, BoxFuture<Written>> {
+        let mut value = Vec::new();
+        match (self.entry.code)(Incoming { bytes, attachments }, &mut value) {
+            TaskRun::Done(result) => Ok((value, result)),
+            TaskRun::Pending(future) => Err(future),
+            // It cannot go to another thread, as this call may.
+            TaskRun::Here(_) => {
+                let why = "a function that waits with a worker's state in its hands is called by a pool only";
+                Ok((value, Err(TaskFailure::State(why.to_owned()))))
+            }
+        }
+    }
+
     /// The registered name, else the name of the function's type.
     pub fn name(&self) -> &'static str {
         names().by_type.get(&(self.entry.type_id)()).copied().unwrap_or_else(self.entry.name)
@@ -198,7 +209,7 @@ impl<Args, R> Func<Args, R> {
 }
 
 /// A message that never left this process still owns what was attached to it.
-fn owned(attachments: crate::reduction::Attachments) -> Vec<crate::sys::Fd> {
+fn owned(attachments: crate::reduction::Attachments) -> Vec<Fd> {
     attachments.into_iter().filter_map(|attachment| attachment.into_fd().ok()).collect()
 }
 
@@ -207,6 +218,7 @@ impl TaskFailure {
     pub(crate) fn into_error(self) -> TaskError {
         match self {
             Self::Arguments(reason) => TaskError::NotStarted(NotStarted::Arguments(reason)),
+            Self::State(why) => TaskError::NotStarted(NotStarted::State(why)),
             Self::Returned(error) => TaskError::Returned(error),
             Self::Unencodable { reason, value } => TaskError::Unencodable { reason, value },
         }

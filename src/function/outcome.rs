@@ -4,7 +4,7 @@ use std::error::Error as StdError;
 use std::future::Future;
 use std::process::{ExitCode, Termination};
 
-use super::{BoxFuture, TargetRun};
+use super::{BoxFuture, LocalFuture, TargetRun};
 use crate::error::{Failure, RemoteError};
 use crate::reduction::Message;
 
@@ -14,6 +14,10 @@ use crate::reduction::Message;
 pub enum Settled<T> {
     Now(Result<T, RemoteError>),
     Later(BoxFuture<Result<T, RemoteError>>),
+    /// To be driven on this thread.
+    Here(LocalFuture<Result<T, RemoteError>>),
+    /// The function was not called, as the worker's state cannot be had.
+    Stateless(String),
 }
 
 /// Markers by which the compiler tells kinds of return types apart. Never named by users.
@@ -28,11 +32,48 @@ pub(crate) mod markers {
     #[derive(Debug)]
     pub enum Boxed {}
     #[derive(Debug)]
+    pub enum Now<M> {
+        _Marker(PhantomData<M>),
+    }
+    #[derive(Debug)]
     pub enum Async<M> {
         _Marker(PhantomData<M>),
     }
 }
-use markers::{Async, Boxed, Fallible, Plain};
+use markers::{Async, Boxed, Fallible, Now, Plain};
+
+/// What a task may return at once: see [`Outcome`].
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be returned by a task",
+    note = "a task returns a value that serde can write and read, or `Result<T, mp::Failure>` of one"
+)]
+pub trait Return<M> {
+    /// What the caller gets.
+    type Value: Message;
+    #[doc(hidden)]
+    fn into_result(self) -> Result<Self::Value, RemoteError>;
+}
+
+impl<T: Message> Return<Plain> for T {
+    type Value = T;
+    fn into_result(self) -> Result<T, RemoteError> {
+        Ok(self)
+    }
+}
+
+impl<T: Message> Return<Fallible> for Result<T, Failure> {
+    type Value = T;
+    fn into_result(self) -> Result<T, RemoteError> {
+        self.map_err(RemoteError::from)
+    }
+}
+
+impl<T: Message> Return<Boxed> for Result<T, Box<dyn StdError + Send + Sync>> {
+    type Value = T;
+    fn into_result(self) -> Result<T, RemoteError> {
+        self.map_err(|error| RemoteError::new(&*error))
+    }
+}
 
 /// What a task may return: a [`Message`]; a `Result` of one whose error is [`Failure`] or a boxed
 /// `dyn Error + Send + Sync`, which reaches the caller as
@@ -51,40 +92,21 @@ pub trait Outcome<M> {
     fn settle(self) -> Settled<Self::Value>;
 }
 
-impl<T: Message> Outcome<Plain> for T {
-    type Value = T;
-    fn settle(self) -> Settled<T> {
-        Settled::Now(Ok(self))
-    }
-}
-
-impl<T: Message> Outcome<Fallible> for Result<T, Failure> {
-    type Value = T;
-    fn settle(self) -> Settled<T> {
-        Settled::Now(self.map_err(RemoteError::from))
-    }
-}
-
-impl<T: Message> Outcome<Boxed> for Result<T, Box<dyn StdError + Send + Sync>> {
-    type Value = T;
-    fn settle(self) -> Settled<T> {
-        Settled::Now(self.map_err(|error| RemoteError::new(&*error)))
+impl<T: Return<M>, M> Outcome<Now<M>> for T {
+    type Value = T::Value;
+    fn settle(self) -> Settled<T::Value> {
+        Settled::Now(self.into_result())
     }
 }
 
 impl<F, R, M> Outcome<Async<M>> for F
 where
     F: Future<Output = R> + Send + 'static,
-    R: Outcome<M>,
+    R: Return<M>,
 {
     type Value = R::Value;
     fn settle(self) -> Settled<R::Value> {
-        Settled::Later(Box::pin(async move {
-            match self.await.settle() {
-                Settled::Now(result) => result,
-                Settled::Later(future) => future.await,
-            }
-        }))
+        Settled::Later(Box::pin(async move { self.await.into_result() }))
     }
 }
 

@@ -9,13 +9,14 @@ use super::feed::{Piece, single};
 use super::scheduler::{Scheduler, Size, Spec};
 use super::shared::{Owner, Shared};
 use super::supervisor::{Recipe, Supervisor};
-use super::wire::{Body, ITEM_HEAD};
+use super::wire::{Body, ITEM_HEAD, Preparation};
 use crate::context::{Context, get_executable};
 use crate::error::{Error, NotStarted, Result, TaskError};
-use crate::function::{Task, task_entry};
+use crate::function::{Always, Load, Task, TaskCode, Trying, load_entry, task_entry};
 use crate::process::usable_cpu_count;
 use crate::reduction::{Message, Peer, encode};
 use crate::sys;
+use crate::sys::image::Entry;
 use crate::util::lock;
 
 /// How long a worker that is not wanted may be idle.
@@ -27,7 +28,8 @@ const IDLE: Duration = Duration::from_secs(60);
 pub struct PoolBuilder {
     context: Context,
     processes: Option<usize>,
-    initializer: Option<Result<(Spec, Body), TaskError>>,
+    initializer: Option<Result<Prepared, TaskError>>,
+    state: Option<Result<Prepared, TaskError>>,
     max_tasks: Option<usize>,
     memory_limit: Option<u64>,
     max_memory: Option<u64>,
@@ -69,17 +71,59 @@ impl PoolBuilder {
         A: Message,
         M: 'static,
     {
-        let mut buffer = vec![0; ITEM_HEAD];
-        let peer = peer();
-        let call = Call::new(0, task_entry(f), peer, None);
-        let args = match encode(&args, &mut buffer, peer) {
-            Ok(attachments) => single(buffer, attachments),
-            Err(error) => Piece::Refused(TaskError::NotStarted(NotStarted::Unencodable(error))),
-        };
-        self.initializer = Some(match args {
-            Piece::Run { body, .. } => Ok((Options::<()>::default().spec(&call), body)),
-            Piece::Refused(error) => Err(error),
-        });
+        self.initializer = Some(prepare(Preparation::Initializer, task_entry(f), &args));
+        self
+    }
+
+    /// A value that each worker makes once, after its initializer and before its first task, and
+    /// holds for its tasks: a model, a connection, a cache. It stays in the worker, so it need be
+    /// neither a message nor `Send`. Tasks take it as `&mut S` before their arguments; those that
+    /// are closures over items, as in [`Pool::map`], borrow it by
+    /// [`task::with_state`](crate::task::with_state).
+    ///
+    /// A worker that panics here is replaced, as with the initializer. A task that panics with the
+    /// state in its hands costs the worker: a new one loads it afresh.
+    ///
+    /// ```
+    /// use tokio_multiprocess as mp;
+    ///
+    /// struct Counter { step: u64, sum: u64 }
+    ///
+    /// fn add(counter: &mut Counter, n: u64) -> u64 {
+    ///     counter.sum += counter.step * n;
+    ///     counter.sum
+    /// }
+    ///
+    /// #[tokio::main]
+    /// async fn main() -> mp::Result<()> {
+    ///     let load = |step: u64| Counter { step, sum: 0 };
+    ///     let pool = mp::Pool::builder().processes(1).state(load, (10,)).build().await?;
+    ///     pool.apply(add, (1,)).await?;
+    ///     assert_eq!(pool.apply(add, (2,)).await?, 30);
+    ///     Ok(())
+    /// }
+    /// ```
+    pub fn state<F, A, S>(mut self, load: F, args: A) -> Self
+    where
+        F: Load<A, Always<S>>,
+        A: Message,
+        S: 'static,
+    {
+        self.state = Some(prepare(Preparation::State, load_entry(load), &args));
+        self
+    }
+
+    /// As [`state`](Self::state), with a function that may fail: it returns
+    /// `Result<S, `[`Failure`](crate::Failure)`>`, a `Result` with a boxed error, or a future of one.
+    /// A worker that fails is reported and replaced; if they all do, the pool gives up for the time
+    /// being, and says why.
+    pub fn try_state<F, A, M>(mut self, load: F, args: A) -> Self
+    where
+        F: Load<A, Trying<M>>,
+        A: Message,
+        M: 'static,
+    {
+        self.state = Some(prepare(Preparation::State, load_entry(load), &args));
         self
     }
 
@@ -215,7 +259,7 @@ impl PoolBuilder {
         let recipe = Recipe {
             context: self.context,
             name: self.name.unwrap_or_else(|| "PoolWorker".to_owned()),
-            initializer: self.initializer.transpose()?,
+            preparations: self.initializer.into_iter().chain(self.state).collect::<Result<_, _>>()?,
             max_tasks,
             max_memory,
             in_process: self.in_process,
@@ -255,6 +299,25 @@ impl PoolBuilder {
             idle: self.idle_timeout.unwrap_or(IDLE),
             asleep: self.lazy,
         })
+    }
+}
+
+/// What a worker does before it takes runs, as it is told.
+type Prepared = (Preparation, Spec, Body);
+
+fn prepare<A: Message>(
+    what: Preparation,
+    entry: &'static Entry<TaskCode>,
+    args: &A,
+) -> Result<Prepared, TaskError> {
+    let mut buffer = vec![0; ITEM_HEAD];
+    let attachments = encode(args, &mut buffer, peer())
+        .map_err(|error| TaskError::NotStarted(NotStarted::Unencodable(error)))?;
+    match single(buffer, attachments) {
+        Piece::Run { body, .. } => {
+            Ok((what, Options::<()>::default().spec(&Call::new(0, entry, peer(), None)), body))
+        }
+        Piece::Refused(error) => Err(error),
     }
 }
 

@@ -1,14 +1,17 @@
 //! What is called, and how: the parts that all kinds of calls share.
 
-use std::sync::{Mutex, PoisonError};
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use super::result::Callbacks;
 use super::scheduler::{Class, Spec};
 use crate::error::StartError;
 use crate::function::{FnId, TaskCode};
-use crate::reduction::Peer;
+use crate::reduction::{Incoming, Message, Peer, decode};
 use crate::sys::image::Entry;
+use crate::util::lock;
 
 /// A function, as a pool's workers can find it.
 #[derive(Clone, Debug)]
@@ -30,6 +33,34 @@ impl Call {
     ) -> Self {
         let function = FnId::of(entry, Some(peer)).map_err(|error: StartError| error.to_string());
         Self { id, function, name: (entry.name)(), memory_limit }
+    }
+}
+
+/// Who hears what a task reports while it runs.
+#[derive(Clone)]
+pub(super) struct OnProgress(Arc<Mutex<Listener>>);
+
+type Listener = dyn FnMut(&[u8]) + Send;
+
+impl OnProgress {
+    pub(super) fn new<P: Message>(mut listener: impl FnMut(P) + Send + 'static) -> Self {
+        Self(Arc::new(Mutex::new(move |report: &[u8]| match decode::<P>(Incoming::bytes(report)) {
+            Ok(report) => listener(report),
+            Err(error) => crate::log::warn(format_args!("a task's progress cannot be decoded: {error}")),
+        })))
+    }
+
+    pub(super) fn hear(&self, report: &[u8]) {
+        // Foreign code, all of it.
+        if catch_unwind(AssertUnwindSafe(|| lock(&self.0)(report))).is_err() {
+            crate::log::warn(format_args!("a pool's progress callback panicked"));
+        }
+    }
+}
+
+impl fmt::Debug for OnProgress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnProgress")
     }
 }
 
@@ -74,6 +105,19 @@ macro_rules! common_options {
             self.with(|options| options.class.key = Some(key))
         }
 
+        /// Hears what the task reports while it runs, by
+        /// [`mp::task::progress`](crate::task::progress). The types must agree: a report that is no
+        /// `P` is logged and goes. It should be quick, as the pool's supervisor runs it. A panic in
+        /// it is caught and logged. Reports of an attempt whose worker dies are heard as well, and
+        /// all come before the result.
+        pub fn progress<P, F>(self, listener: F) -> Self
+        where
+            P: crate::Message,
+            F: FnMut(P) + Send + 'static,
+        {
+            self.with(|options| options.progress = Some(super::call::OnProgress::new(listener)))
+        }
+
         /// Dropping this before its end kills what runs, each worker with its process group.
         pub fn kill_on_drop(self) -> Self {
             self.with(|options| options.kill_on_drop = true)
@@ -89,6 +133,7 @@ pub(super) struct Options<R> {
     pub(super) retries: u32,
     pub(super) class: Class,
     pub(super) kill_on_drop: bool,
+    pub(super) progress: Option<OnProgress>,
     pub(super) chunk_size: Option<usize>,
     pub(super) buffer_size: Option<usize>,
     /// Behind a lock that nobody takes, as they need not be `Sync`.
@@ -103,6 +148,7 @@ impl<R> Default for Options<R> {
             retries: 0,
             class: Class::default(),
             kill_on_drop: false,
+            progress: None,
             chunk_size: None,
             buffer_size: None,
             callbacks: Mutex::default(),
@@ -123,6 +169,15 @@ impl<R> Options<R> {
         let Call { id, function, name, memory_limit } = call.clone();
         let Self { timeout, retries, .. } = *self;
         let memory_limit = self.memory_limit.or(memory_limit);
-        Spec { id, function, name, timeout, memory_limit, retries, class: self.class.clone() }
+        Spec {
+            id,
+            function,
+            name,
+            timeout,
+            memory_limit,
+            retries,
+            class: self.class.clone(),
+            progress: self.progress.clone(),
+        }
     }
 }

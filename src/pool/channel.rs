@@ -1,8 +1,8 @@
 //! The memory, the bells and the socket between a pool and one worker, as each side sees them.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, TryLockError};
 
 use super::host::Host;
 use super::scheduler::{Lane, Run, Sent, Ticket};
@@ -11,8 +11,11 @@ use crate::error::NotStarted;
 use crate::reduction::Handle;
 use crate::ring::{Consumer, Corrupt, Doze, Layout, Memory, Producer};
 use crate::sys::memory::{self, Shared};
+use crate::sys::per_process::process_token;
 use crate::sys::socket::{Mode, is_full, is_gone, seqpacket_pair};
 use crate::sys::{self, AsFd, Fd};
+use crate::task::{Reports, TaskId};
+use crate::util::lock;
 
 /// How many runs a worker may hold.
 pub(super) const SLOTS: usize = 128;
@@ -56,7 +59,8 @@ pub(super) fn channel(parent_bell: &Arc<Fd>) -> io::Result<(Link, Replies, Setup
         parent_bell: Handle::new(parent_bell.try_clone()?),
         socket: Handle::new(theirs),
         own_process: false,
-        initializer: false,
+        name: String::new(),
+        preparations: Vec::new(),
         max_tasks: None,
         max_memory: None,
     };
@@ -223,14 +227,29 @@ impl Replies {
 pub(super) struct WorkerEnd {
     memory: Arc<Shared>,
     tasks: Consumer,
-    replies: Producer,
     worker: Doze,
-    parent: Doze,
     bell: Fd,
-    parent_bell: Fd,
     pub(super) socket: Fd,
+    pub(super) outbox: Arc<Outbox>,
+}
+
+/// The worker's way to its parent, which its tasks use as well, from any thread.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    writer: Mutex<Writer>,
+    parent: Doze,
+    parent_bell: Fd,
+    /// The worker's process: a copy that a task made of it has nothing to say.
+    owner: u64,
+}
+
+#[derive(Debug)]
+struct Writer {
+    replies: Producer,
     /// When the parent was rung last.
     rung_at: u64,
+    /// The item that runs, if somebody listens to what it reports.
+    reporting: Option<(TaskId, Tag)>,
 }
 
 /// A worker that still has work in hand rings its parent no more often than this.
@@ -239,23 +258,27 @@ const RING_EVERY: u64 = 100_000;
 impl WorkerEnd {
     pub(super) fn new(setup: Setup) -> io::Result<Self> {
         let memory = Arc::new(Shared::map(setup.memory.into_fd()?.as_fd())?);
+        let replies = Producer::new(memory.clone(), REPLIES);
+        let outbox = Outbox {
+            writer: Mutex::new(Writer { replies, rung_at: 0, reporting: None }),
+            parent: Doze::new(memory.clone(), PARENT_ASLEEP),
+            parent_bell: setup.parent_bell.into_fd()?,
+            owner: process_token(),
+        };
         Ok(Self {
             tasks: Consumer::new(memory.clone(), TASKS),
-            replies: Producer::new(memory.clone(), REPLIES),
             worker: Doze::new(memory.clone(), WORKER_ASLEEP),
-            parent: Doze::new(memory.clone(), PARENT_ASLEEP),
             memory,
             bell: setup.bell.into_fd()?,
-            parent_bell: setup.parent_bell.into_fd()?,
             socket: setup.socket.into_fd()?,
-            rung_at: 0,
+            outbox: Arc::new(outbox),
         })
     }
 
     /// Waits for frames and appends all that are there.
     pub(super) fn receive(&mut self, out: &mut Vec<u8>) -> io::Result<()> {
         while !self.tasks.drain(out).map_err(corrupt)? {
-            self.ring();
+            self.outbox.ring(&mut lock(&self.outbox.writer));
             self.worker.announce();
             if self.tasks.is_empty() {
                 self.wait()?;
@@ -282,12 +305,14 @@ impl WorkerEnd {
         sys::fd::wait_ring(self.bell.as_fd())
     }
 
-    /// Claims the next item of a run; false if the rest of it was withdrawn.
-    pub(super) fn begin(&self, seq: u32, timed: bool) -> bool {
+    /// Claims the next item of a run, and gives the time if it is `timed`; `None` if the rest of
+    /// the run was withdrawn.
+    pub(super) fn begin(&self, seq: u32, timed: bool) -> Option<u64> {
+        let now = if timed { sys::fd::monotonic_ns() } else { 0 };
         if timed {
-            self.memory.store(BEGAN_AT, sys::fd::monotonic_ns(), Ordering::Relaxed);
+            self.memory.store(BEGAN_AT, now, Ordering::Relaxed);
         }
-        slot(&self.memory, seq).fetch_add(1, Ordering::AcqRel) & CANCEL == 0
+        (slot(&self.memory, seq).fetch_add(1, Ordering::AcqRel) & CANCEL == 0).then_some(now)
     }
 
     /// Publishes a reply; `more` says that the next item is in hand.
@@ -299,37 +324,87 @@ impl WorkerEnd {
         body: &Body,
         more: bool,
     ) -> io::Result<()> {
+        let outbox = &*self.outbox;
+        let writer = &mut *lock(&outbox.writer);
+        writer.reporting = None;
         if let Err(error) = body.send_parcel(self.socket.as_fd(), tag, Mode::Try) {
             if error.kind() != io::ErrorKind::WouldBlock {
                 return Err(error);
             }
             // The parent must hear of the replies whose parcels are in the way.
-            self.ring();
+            outbox.ring(writer);
             body.send_parcel(self.socket.as_fd(), tag, Mode::Wait)?;
         }
         let head = Reply::head(kind, tag, body);
         debug_assert!(payload.len() <= INLINE);
-        while !self.replies.try_push(&[&head, payload]).map_err(corrupt)? {
-            self.ring();
+        while !writer.replies.try_push(&[&head, payload]).map_err(corrupt)? {
+            outbox.ring(writer);
             self.worker.announce();
-            if !self.replies.has_room(&[&head, payload]).map_err(corrupt)? {
+            if !writer.replies.has_room(&[&head, payload]).map_err(corrupt)? {
                 self.wait()?;
             }
             self.worker.awake();
         }
         let idle = !more && self.tasks.is_empty();
-        if idle || self.parent.seems_asleep() && sys::fd::monotonic_ns() - self.rung_at >= RING_EVERY {
-            self.ring();
+        let late = || sys::fd::monotonic_ns() - writer.rung_at >= RING_EVERY;
+        if idle || outbox.parent.seems_asleep() && late() {
+            outbox.ring(writer);
         }
         Ok(())
     }
+}
 
+impl Outbox {
     /// Wakes the parent if it sleeps.
-    pub(super) fn ring(&mut self) {
+    fn ring(&self, writer: &mut Writer) {
         if self.parent.must_ring() {
-            self.rung_at = sys::fd::monotonic_ns();
+            writer.rung_at = sys::fd::monotonic_ns();
             sys::fd::ring(self.parent_bell.as_fd());
         }
+    }
+
+    /// From now on until its reply, this item may report.
+    pub(super) fn expect_reports(&self, id: TaskId, tag: Tag) {
+        lock(&self.writer).reporting = Some((id, tag));
+    }
+
+    /// Acts for an item that runs and may report, unless somebody else is writing just now.
+    fn with_reporting(&self, id: TaskId, act: impl FnOnce(&mut Writer, Tag)) -> bool {
+        if self.owner != process_token() {
+            return false;
+        }
+        let mut writer = match self.writer.try_lock() {
+            Ok(writer) => writer,
+            Err(TryLockError::Poisoned(writer)) => writer.into_inner(),
+            Err(TryLockError::WouldBlock) => return false,
+        };
+        match writer.reporting {
+            Some((running, tag)) if running == id => {
+                act(&mut writer, tag);
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+impl Reports for Outbox {
+    fn wants(&self, id: TaskId) -> bool {
+        self.with_reporting(id, |_, _| {})
+    }
+
+    fn report(&self, id: TaskId, value: &[u8]) {
+        if value.len() > INLINE {
+            crate::log::warn(format_args!("a progress report of {} bytes is too large", value.len()));
+            return;
+        }
+        self.with_reporting(id, |writer, tag| {
+            let head = Reply::head(Kind::Progress, tag, &Body::default());
+            // Without room it is dropped, and a broken ring is found by the next reply.
+            if writer.replies.try_push(&[&head, value]) == Ok(true) {
+                self.ring(writer);
+            }
+        });
     }
 }
 

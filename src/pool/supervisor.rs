@@ -14,10 +14,10 @@ use tokio_util::sync::CancellationToken;
 use super::channel::{Attached, Replies, channel};
 use super::host::{Host, Thread};
 use super::memory::was_refused_memory;
-use super::scheduler::{Death, Delivery, Run, Sample, Sent, Spec, WorkerId};
+use super::scheduler::{Death, Delivered, Delivery, Run, Sample, Sent, Spec, WorkerId};
 use super::shared::{Job, Shared};
 use super::stderr::Stderr;
-use super::wire::{Answer, Body, Tag};
+use super::wire::{Answer, Body, Preparation, Tag};
 use super::worker;
 use crate::context::Context as StartContext;
 use crate::error::{Error, Result, StartError, TaskError};
@@ -35,7 +35,8 @@ const TURN: u64 = 100_000;
 pub(super) struct Recipe {
     pub(super) context: StartContext,
     pub(super) name: String,
-    pub(super) initializer: Option<(Spec, Body)>,
+    /// What each worker does first, in this order.
+    pub(super) preparations: Vec<(Preparation, Spec, Body)>,
     pub(super) max_tasks: Option<u32>,
     pub(super) max_memory: Option<u64>,
     /// On threads of this process.
@@ -321,15 +322,19 @@ fn deliver(
     shared: &Shared,
     wakers: &mut Vec<Waker>,
 ) {
-    let Delivery { job, base, frames: range, large } = delivery;
+    let Delivery { job, base, frames: range, what } = delivery;
     let mut answers = Answer::all(base, frames(&buffer[range]), replies.socket.as_fd());
-    if !large {
-        return job.answer(&mut answers, wakers);
-    }
-    if let Some(answer) = answers.next() {
-        let handed = Handed { job, index: answer.index, answer: Some(answer.detach()) };
-        // Its parcel was taken here, as parcels come in order; decoding it takes its time.
-        hand_over(handed, shared);
+    match (what, &job.spec().progress) {
+        (Delivered::Answers, _) => job.answer(&mut answers, wakers),
+        (Delivered::LargeAnswer, _) => {
+            if let Some(answer) = answers.next() {
+                let handed = Handed { job, index: answer.index, answer: Some(answer.detach()) };
+                // Its parcel was taken here, as parcels come in order; decoding it takes its time.
+                hand_over(handed, shared);
+            }
+        }
+        (Delivered::Progress, Some(listener)) => answers.for_each(|answer| listener.hear(answer.payload())),
+        (Delivered::Progress, None) => {}
     }
 }
 
@@ -376,16 +381,21 @@ impl Drop for Handed {
 impl Recipe {
     async fn start(&self, ring: &Arc<Fd>, number: u64) -> Result<Box<Born>> {
         let (mut link, replies, mut setup) = channel(ring)?;
-        if let Some((spec, args)) = &self.initializer {
-            setup.initializer = true;
-            // The first frame, before there is anybody to read it.
+        for (seq, (what, spec, args)) in self.preparations.iter().enumerate() {
+            setup.preparations.push(*what);
+            // The first frames, before there is anybody to read them.
             let run = Run::new(spec.clone(), 0, 1, args.clone());
-            if !matches!(link.send(0, &run), Sent::Yes) {
-                return Err(Error::invalid("the initializer's arguments cannot be sent"));
+            match link.send(seq as u32, &run) {
+                Sent::Yes => {}
+                Sent::Impossible(why) => return Err(TaskError::NotStarted(why).into()),
+                Sent::NoRoom | Sent::Corrupt => {
+                    return Err(Error::invalid("the initializer's or the state's arguments are too large"));
+                }
             }
         }
         setup.max_tasks = self.max_tasks;
         let name = format!("{}-{number}", self.name);
+        setup.name.clone_from(&name);
         if self.in_process {
             let host = Host::Thread(Thread::start(name, setup, link.leash())?);
             return Ok(Box::new(Born { lane: Attached { link, host }, replies, stderr: None }));

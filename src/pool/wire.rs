@@ -32,12 +32,31 @@ pub(crate) struct Setup {
     pub(super) socket: Handle,
     /// Its process is its own, and so are the limits on it.
     pub(super) own_process: bool,
-    /// The first frame is the initializer.
-    pub(super) initializer: bool,
+    /// What it is called.
+    pub(super) name: String,
+    /// What the first frames are.
+    pub(super) preparations: Vec<Preparation>,
     /// After so many items it ends by itself.
     pub(super) max_tasks: Option<u32>,
     /// When it holds more memory than so many bytes, it asks to be replaced.
     pub(super) max_memory: Option<u64>,
+}
+
+/// What a worker does before it takes runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) enum Preparation {
+    Initializer,
+    State,
+}
+
+impl Preparation {
+    /// Says what went wrong.
+    pub(super) fn failed(self, why: TaskError) -> String {
+        match self {
+            Self::Initializer => format!("its initializer failed: {why}"),
+            Self::State => format!("its state could not be loaded: {why}"),
+        }
+    }
 }
 
 /// The items of a run as they travel.
@@ -168,6 +187,8 @@ const LARGE: u8 = 2;
 const IN_FULL: u8 = 4;
 /// No further reply to this item follows.
 const LAST: u8 = 8;
+/// The caller listens to reports of progress.
+const REPORTS: u8 = 16;
 
 /// A frame to a worker.
 pub(super) enum Order<'a> {
@@ -190,11 +211,13 @@ pub(super) struct RunHead {
     pub(super) timeout: u64,
     /// How much more memory each item may take, in bytes; 0 for as much as there is.
     pub(super) memory_limit: u64,
+    /// Whether somebody listens to what its items report while they run.
+    pub(super) reports: bool,
 }
 
 impl RunHead {
     fn write(&self, out: &mut Vec<u8>) {
-        let Self { seq, count, job, first, attempt, timeout, memory_limit } = self;
+        let Self { seq, count, job, first, attempt, timeout, memory_limit, reports: _ } = self;
         out.extend_from_slice(&seq.to_le_bytes());
         out.extend_from_slice(&count.to_le_bytes());
         out.extend_from_slice(&job.to_le_bytes());
@@ -204,7 +227,7 @@ impl RunHead {
         out.extend_from_slice(&memory_limit.to_le_bytes());
     }
 
-    fn read(read: &mut Reader<'_>) -> Result<Self, Corrupt> {
+    fn read(flags: u8, read: &mut Reader<'_>) -> Result<Self, Corrupt> {
         Ok(Self {
             seq: u32::from_le_bytes(read.take()?),
             count: u32::from_le_bytes(read.take()?),
@@ -213,6 +236,7 @@ impl RunHead {
             attempt: u32::from_le_bytes(read.take()?),
             timeout: u64::from_le_bytes(read.take()?),
             memory_limit: u64::from_le_bytes(read.take()?),
+            reports: flags & REPORTS != 0,
         })
     }
 
@@ -233,7 +257,8 @@ pub(super) struct RunFrame<'a> {
 /// Writes everything of a run's frame but its items.
 pub(super) fn write_run(out: &mut Vec<u8>, head: &RunHead, function: &FnId, body: &Body) {
     let in_full = !matches!(function, FnId::Place(_));
-    out.extend_from_slice(&[RUN, u8::from(in_full) * IN_FULL + body.flags()]);
+    let flags = u8::from(in_full) * IN_FULL + u8::from(head.reports) * REPORTS + body.flags();
+    out.extend_from_slice(&[RUN, flags]);
     head.write(out);
     match function {
         FnId::Place(place) => out.extend_from_slice(&place.to_le_bytes()),
@@ -259,7 +284,7 @@ impl<'a> Order<'a> {
             return Ok(Self::Stop);
         }
         let [flags] = read.take()?;
-        let head = RunHead::read(&mut read)?;
+        let head = RunHead::read(flags, &mut read)?;
         let place = read.take()?;
         let function = if flags & IN_FULL == 0 {
             FnId::Place(i64::from_le_bytes(place))
@@ -332,6 +357,8 @@ pub(super) enum Kind {
     Broken,
     /// The worker should be replaced. It goes on until it is told to end.
     Retire,
+    /// What its item reports while it runs: never the last reply.
+    Progress,
 }
 
 /// A frame from a worker.
@@ -351,7 +378,7 @@ impl<'a> Reply<'a> {
     pub(super) fn head(kind: Kind, tag: Tag, body: &Body) -> [u8; REPLY_HEAD] {
         let mut head = [0; REPLY_HEAD];
         head[0] = kind as u8;
-        head[1] = LAST | body.flags();
+        head[1] = if matches!(kind, Kind::Progress) { 0 } else { LAST | body.flags() };
         head[2..].copy_from_slice(&tag.to_bytes());
         head
     }
@@ -368,6 +395,7 @@ impl<'a> Reply<'a> {
             4 => Kind::Ready,
             5 => Kind::Broken,
             6 => Kind::Retire,
+            7 => Kind::Progress,
             _ => return Err(Corrupt),
         };
         let tag = u64::from_le_bytes(read.take()?);
@@ -411,6 +439,11 @@ impl<'a> Answer<'a> {
             let reply = Reply::parse(frame.ok()?).ok()?;
             Some(Self { index: base + u64::from(reply.tag.index), reply, parcel: reply.parcel(socket) })
         })
+    }
+
+    /// Its bytes, if it is a small one.
+    pub(super) fn payload(&self) -> &'a [u8] {
+        self.reply.payload
     }
 
     /// A large answer without the frame it came in, in which there is nothing of it.
@@ -457,6 +490,7 @@ mod tests {
             attempt: 5,
             timeout: 6_000_000_000,
             memory_limit: 7 << 33,
+            reports: true,
         };
         for function in [
             FnId::Place(-8),

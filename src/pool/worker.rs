@@ -2,10 +2,11 @@
 
 use std::io;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use super::channel::WorkerEnd;
 use super::memory::{Limited, MemoryWatch};
-use super::wire::{Body, INLINE, ITEM_HEAD, Kind, Order, RunFrame, RunHead, Setup, Tag};
+use super::wire::{Body, INLINE, ITEM_HEAD, Kind, Order, Preparation, RunFrame, RunHead, Setup, Tag};
 use crate::bootstrap::drive;
 use crate::error::{RemotePanic, TaskError};
 use crate::function::{TaskCode, TaskFailure, finish};
@@ -16,6 +17,7 @@ use crate::sys::AsFd;
 use crate::sys::image::Entry;
 use crate::sys::per_process::process_token;
 use crate::sys::process::exit_now;
+use crate::task::{self, TaskId, state};
 
 /// The target of a worker process.
 pub(super) fn main(setup: Setup) -> ExitCode {
@@ -29,19 +31,24 @@ pub(super) fn main(setup: Setup) -> ExitCode {
 }
 
 /// Works until the pool wants no more, and gives the exit code.
-pub(super) fn serve(setup: Setup) -> io::Result<u8> {
-    let Setup { initializer, max_tasks, own_process, .. } = setup;
+pub(super) fn serve(mut setup: Setup) -> io::Result<u8> {
+    let preparations = std::mem::take(&mut setup.preparations);
+    let name = std::mem::take(&mut setup.name);
+    let (own_process, left) = (setup.own_process, setup.max_tasks);
     let memory = setup.max_memory.map(MemoryWatch::new);
+    let end = WorkerEnd::new(setup)?;
+    let about = Arc::new(task::Worker { name, reports: end.outbox.clone() });
     let worker = Worker {
-        end: WorkerEnd::new(setup)?,
+        end,
+        about,
         value: Vec::new(),
         token: process_token(),
         own_process,
-        left: max_tasks,
+        left,
         memory,
         retiring: false,
     };
-    worker.run(initializer)
+    worker.run(preparations)
 }
 
 /// What came of an item; the bytes of a value are in [`Worker::value`].
@@ -53,6 +60,8 @@ enum Outcome {
 
 struct Worker {
     end: WorkerEnd,
+    /// What its tasks may know of it.
+    about: Arc<task::Worker>,
     /// The encoded outcome of an item.
     value: Vec<u8>,
     /// This process: a copy that a task made of it is not the worker.
@@ -67,9 +76,9 @@ struct Worker {
 }
 
 impl Worker {
-    fn run(mut self, initializer: bool) -> io::Result<u8> {
-        let mut initialized = !initializer;
-        if initialized {
+    fn run(mut self, preparations: Vec<Preparation>) -> io::Result<u8> {
+        let mut preparations = preparations.into_iter().peekable();
+        if preparations.peek().is_none() {
             self.say(Kind::Ready, b"")?;
         }
         let mut inbox = Vec::new();
@@ -82,15 +91,19 @@ impl Worker {
                     frame.and_then(Order::parse).map_err(|error| io::Error::other(error.to_string()))?;
                 match order {
                     Order::Stop => return Ok(0),
-                    Order::Run(run) if !initialized => {
-                        if let Err(why) = self.initialize(run) {
-                            self.say(Kind::Broken, &why.as_bytes()[..why.len().min(INLINE)])?;
-                            return Ok(1);
+                    Order::Run(run) => match preparations.next() {
+                        None => self.run_items(run, orders.rest() > 0)?,
+                        Some(what) => {
+                            if let Err(why) = self.prepare(run) {
+                                let why = what.failed(why);
+                                self.say(Kind::Broken, &why.as_bytes()[..why.len().min(INLINE)])?;
+                                return Ok(1);
+                            }
+                            if preparations.peek().is_none() {
+                                self.say(Kind::Ready, b"")?;
+                            }
                         }
-                        initialized = true;
-                        self.say(Kind::Ready, b"")?;
-                    }
-                    Order::Run(run) => self.run_items(run, orders.rest() > 0)?,
+                    },
                 }
                 if self.left == Some(0) {
                     return Ok(0);
@@ -105,31 +118,44 @@ impl Worker {
         self.end.reply(kind, tag, payload, &Body::default(), false)
     }
 
-    fn initialize(&mut self, mut run: RunFrame<'_>) -> Result<(), String> {
-        let entry = run.function.task()?;
-        let mut parcel = run.parcel(self.end.socket.as_fd()).map_err(|error| error.to_string())?;
-        let item = run.next_item().map_err(|error| error.to_string())?;
+    fn prepare(&mut self, mut run: RunFrame<'_>) -> Result<(), TaskError> {
+        let unusable = |why: String| TaskFailure::Arguments(why).into_error();
+        let entry = run.function.task().map_err(unusable)?;
+        let mut parcel = run.parcel(self.end.socket.as_fd()).map_err(|error| unusable(error.to_string()))?;
+        let item = run.next_item().map_err(|error| unusable(error.to_string()))?;
         match self.call(entry, parcel.message(item)) {
             Outcome::Value(_) => Ok(()),
-            Outcome::Failed(failure) => Err(format!("its initializer failed: {}", failure.into_error())),
-            Outcome::Panicked(panic) => {
-                Err(format!("its initializer failed: {}", TaskError::Panicked(panic)))
-            }
+            Outcome::Failed(failure) => Err(failure.into_error()),
+            Outcome::Panicked(panic) => Err(TaskError::Panicked(panic)),
         }
     }
 
     fn run_items(&mut self, mut run: RunFrame<'_>, more: bool) -> io::Result<()> {
         let entry = run.function.task();
         let mut parcel = run.parcel(self.end.socket.as_fd());
-        let RunHead { seq, count, .. } = run.head;
+        let RunHead { seq, count, job, first, attempt, timeout, reports, .. } = run.head;
+        let mut id = TaskId { job, item: first };
+        task::set_running(entry.as_ref().ok().map(|entry| task::Running {
+            id,
+            attempt,
+            timeout,
+            began_at: 0,
+            name: (entry.name)(),
+            worker: self.about.clone(),
+        }));
         for index in 0..count {
             let tag = Tag { seq, index };
             let item = run.next_item().map_err(|error| io::Error::other(error.to_string()))?;
             let limit = Some(run.head.memory_limit).filter(|limit| *limit > 0 && self.own_process);
             let limited = limit.map(Limited::begin);
             limited.iter().for_each(|limited| self.end.begin_with(limited.held));
-            if !self.end.begin(seq, run.head.timed()) {
+            let Some(began_at) = self.end.begin(seq, run.head.timed()) else {
                 return self.end.reply(Kind::Skipped, tag, b"", &Body::default(), more);
+            };
+            id.item = first + u64::from(index);
+            task::set_item(id.item, began_at);
+            if reports {
+                self.end.outbox.expect_reports(id, tag);
             }
             let outcome = match (&entry, &mut parcel) {
                 (Ok(entry), Ok(parcel)) => self.call(entry, parcel.message(item)),
@@ -138,6 +164,10 @@ impl Worker {
             };
             drop(limited);
             self.left = self.left.map(|left| left - 1);
+            if state::is_lost() {
+                // It ends, and what it holds goes to others: the one that replaces it loads afresh.
+                self.left = Some(0);
+            }
             self.answer(tag, outcome, (more || index + 1 < count) && self.left != Some(0))?;
             if self.left == Some(0) {
                 break;
@@ -146,6 +176,7 @@ impl Worker {
                 self.retire()?;
             }
         }
+        task::set_running(None);
         Ok(())
     }
 

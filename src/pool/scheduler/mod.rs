@@ -17,6 +17,7 @@ use self::queue::Queue;
 pub(super) use self::size::Size;
 use self::size::Starts;
 use self::worker::{State, Worker};
+use super::call::OnProgress;
 use super::wire::{Body, Kind, Reply, RunHead, Tag};
 use crate::error::{NotStarted, TaskError, WorkerDied};
 use crate::function::FnId;
@@ -37,6 +38,8 @@ pub(super) struct Spec {
     /// How often an item is tried again after its worker died.
     pub(super) retries: u32,
     pub(super) class: Class,
+    /// Who hears what its items report while they run.
+    pub(super) progress: Option<OnProgress>,
 }
 
 /// Who wants the answers.
@@ -92,7 +95,7 @@ impl<J: Clone> Run<J> {
 impl<J: Ticket> Run<J> {
     /// What its worker is told of it.
     pub(super) fn head(&self, seq: u32) -> RunHead {
-        let Spec { id, timeout, memory_limit, .. } = self.job.spec();
+        let Spec { id, timeout, memory_limit, progress, .. } = self.job.spec();
         // Zero says that there is no limit.
         let timeout = timeout.map(|timeout| u64::try_from(timeout.as_nanos()).unwrap_or(u64::MAX).max(1));
         RunHead {
@@ -103,6 +106,7 @@ impl<J: Ticket> Run<J> {
             attempt: self.attempt,
             timeout: timeout.unwrap_or(0),
             memory_limit: memory_limit.map_or(0, |limit| limit.max(1)),
+            reports: progress.is_some(),
         }
     }
 }
@@ -164,8 +168,16 @@ pub(super) struct Delivery<J> {
     pub(super) job: J,
     pub(super) base: u64,
     pub(super) frames: Range<usize>,
-    /// One reply, too large to be decoded on the spot.
-    pub(super) large: bool,
+    pub(super) what: Delivered,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Delivered {
+    Answers,
+    /// One answer, too large to be decoded on the spot.
+    LargeAnswer,
+    /// What an item reports while it runs.
+    Progress,
 }
 
 /// Items that nobody will run any more.
@@ -477,10 +489,17 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                                 (None, None) => return Err(Corrupt),
                             };
                             let large = reply.is_large();
-                            self.effects.deliveries.push(Delivery { job, base, frames: start..end, large });
+                            let what = if large { Delivered::LargeAnswer } else { Delivered::Answers };
+                            self.effects.deliveries.push(Delivery { job, base, frames: start..end, what });
                             open = (!large).then_some(reply.tag.seq);
                         }
                     }
+                }
+                Kind::Progress => {
+                    let (job, base) = worker.reporting(reply.tag).ok_or(Corrupt)?;
+                    let what = Delivered::Progress;
+                    self.effects.deliveries.push(Delivery { job, base, frames: start..end, what });
+                    open = None;
                 }
                 Kind::Skipped => self.effects.retired.extend(worker.skipped(reply.tag)?.map(|run| run.job)),
                 Kind::Ready if worker.state == State::Warming => {

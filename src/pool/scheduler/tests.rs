@@ -46,6 +46,7 @@ fn ask(number: usize, timeout: Option<Duration>, retries: u32) -> Ask {
         memory_limit: None,
         retries,
         class: Class::default(),
+        progress: None,
     };
     Ask { number, spec: Rc::new(spec) }
 }
@@ -688,6 +689,24 @@ fn an_answer_that_more_should_follow_is_corrupt() {
     bytes[flags] = 0;
     assert_eq!(play.scheduler.replies(0, &bytes, 0), Err(Corrupt));
     assert!(play.scheduler.take_effects().deliveries.is_empty());
+}
+
+#[test]
+fn a_report_is_no_answer_and_comes_from_what_runs() {
+    let mut play = Play::started(1);
+    let jobs = [ask(0, None, 0), ask(1, None, 0)];
+    play.submit(&jobs[0], 2);
+    let worker = play.workers[&0].clone();
+    let tag = |index| Tag { seq: 0, index };
+    worker.0.borrow_mut().step(0);
+    worker.0.borrow_mut().reply(Kind::Progress, tag(0));
+    worker.0.borrow_mut().step(0);
+    worker.0.borrow_mut().reply(Kind::Progress, tag(0));
+    let bytes = std::mem::take(&mut worker.0.borrow_mut().outbox);
+    // The last one comes after the answer.
+    assert_eq!(play.scheduler.replies(0, &bytes, 0), Err(Corrupt));
+    let delivered: Vec<_> = play.scheduler.take_effects().deliveries.iter().map(|it| it.what).collect();
+    assert_eq!(delivered, [Delivered::Progress, Delivered::Answers]);
 }
 
 /// What was withdrawn is kept until its worker has passed over it, or is gone.

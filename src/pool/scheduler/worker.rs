@@ -267,6 +267,13 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         self.tally.extend(self.runs.front_mut().and_then(InFlight::tally));
     }
 
+    /// The job of the item that reports, and that job's number for the run's first item.
+    pub(super) fn reporting(&self, tag: Tag) -> Option<(J, u64)> {
+        let front = self.runs.front()?;
+        let runs = front.seq == tag.seq && front.answered == tag.index && front.answered < front.limit;
+        runs.then(|| (front.run.job.clone(), front.run.first))
+    }
+
     /// Notes that it has passed over the withdrawn rest of a run, and gives that run.
     pub(super) fn skipped(&mut self, tag: Tag) -> Result<Option<Run<J>>, Corrupt> {
         let passed =
