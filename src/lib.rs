@@ -72,6 +72,7 @@ mod bootstrap;
 pub mod connection;
 mod context;
 mod control;
+pub mod doctor;
 mod error;
 mod fork;
 mod forkserver;
@@ -94,6 +95,7 @@ pub use context::{
     Context, OnPreloadError, StartMethod, allow_connection_pickling, get_all_start_methods, get_context,
     get_executable, get_start_method, set_executable, set_forkserver_preload, set_start_method,
 };
+pub use doctor::doctor;
 pub use error::{
     Error, Failure, NotStarted, Ran, RemoteError, RemotePanic, Result, StartError, TaskError, WorkerDied,
 };

@@ -8,6 +8,7 @@ pub(crate) mod interrupt;
 pub(crate) mod memory;
 pub(crate) mod orphan;
 pub(crate) mod per_process;
+pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod reactor;

@@ -41,7 +41,7 @@ pub(crate) fn die_with(lifeline: BorrowedFd, whole_group: bool) -> io::Result<Ow
     // A negative number stands for a group.
     let owner = if whole_group { -getpgrp().as_raw() } else { getpid().as_raw() };
     set(own.as_fd(), libc::F_SETOWN, owner)?;
-    set(own.as_fd(), F_SETSIG, libc::SIGKILL)?;
+    choose_kill(own.as_fd())?;
     fcntl(&own, FcntlArg::F_SETFL(OFlag::O_NONBLOCK | OFlag::O_ASYNC))?;
     // Of a hang-up before this moment no signal tells.
     if poll_readable(own.as_fd(), Some(std::time::Duration::ZERO))? {
@@ -51,6 +51,11 @@ pub(crate) fn die_with(lifeline: BorrowedFd, whole_group: bool) -> io::Result<Ow
         nix::sys::signal::kill(getpid(), Signal::SIGKILL)?;
     }
     Ok(own)
+}
+
+/// Makes SIGKILL the signal that tells of readiness, once that is asked for.
+pub(crate) fn choose_kill(fd: BorrowedFd) -> io::Result<()> {
+    set(fd, F_SETSIG, libc::SIGKILL)
 }
 
 fn set(fd: BorrowedFd, what: c_int, value: c_int) -> io::Result<()> {
