@@ -86,6 +86,7 @@ mod ring;
 mod spawn;
 mod sys;
 pub mod task;
+pub mod testing;
 pub mod util;
 
 pub use async_trait::async_trait;

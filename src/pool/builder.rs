@@ -17,6 +17,7 @@ use crate::process::usable_cpu_count;
 use crate::reduction::{Message, Peer, encode};
 use crate::sys;
 use crate::sys::image::Entry;
+use crate::testing::{Faults, Plan};
 use crate::util::lock;
 
 /// How long a worker that is not wanted may be idle.
@@ -40,6 +41,7 @@ pub struct PoolBuilder {
     fresh: bool,
     max_pending: Option<usize>,
     name: Option<String>,
+    faults: Option<Faults>,
     in_process: bool,
 }
 
@@ -219,6 +221,12 @@ impl PoolBuilder {
         self
     }
 
+    /// What is to go wrong in its workers, for tests of what is built on it.
+    pub fn faults(mut self, faults: Faults) -> Self {
+        self.faults = Some(faults);
+        self
+    }
+
     /// Has its workers be threads of this process, for tests and for where no process may be
     /// started: in a daemon or a pool's worker, and in the debugger.
     ///
@@ -262,6 +270,7 @@ impl PoolBuilder {
             preparations: self.initializer.into_iter().chain(self.state).collect::<Result<_, _>>()?,
             max_tasks,
             max_memory,
+            faults: self.faults.map(Plan::new).transpose()?,
             in_process: self.in_process,
         };
         let timer = sys::fd::timerfd()?;

@@ -63,6 +63,7 @@ pub(super) fn channel(parent_bell: &Arc<Fd>) -> io::Result<(Link, Replies, Setup
         preparations: Vec::new(),
         max_tasks: None,
         max_memory: None,
+        faults: None,
     };
     let link = Link {
         tasks: Producer::new(memory.clone(), TASKS),
@@ -313,6 +314,23 @@ impl WorkerEnd {
             self.memory.store(BEGAN_AT, now, Ordering::Relaxed);
         }
         (slot(&self.memory, seq).fetch_add(1, Ordering::AcqRel) & CANCEL == 0).then_some(now)
+    }
+
+    /// Waits until nobody waits for it any more; for a process that is for ever.
+    pub(super) fn until_given_up(&self) -> io::Error {
+        loop {
+            if let Err(given_up) = self.wait() {
+                return given_up;
+            }
+        }
+    }
+
+    /// Publishes what is no reply.
+    pub(super) fn garble(&self) -> io::Result<()> {
+        let writer = &mut *lock(&self.outbox.writer);
+        writer.replies.try_push(&[&[0xff; 24]]).map_err(corrupt)?;
+        self.outbox.ring(writer);
+        Ok(())
     }
 
     /// Publishes a reply; `more` says that the next item is in hand.

@@ -83,8 +83,8 @@ impl Thread {
             let worker = || bootstrap::with_own_runtime(|| worker::serve(setup));
             let exit = match catch_unwind(AssertUnwindSafe(worker)) {
                 Ok(Ok(code)) => Exit::Code(i32::from(code)),
-                Ok(Err(_)) => Exit::Code(1),
-                Err(_) => KILLED,
+                // It was given up, or dies of a fault.
+                Ok(Err(_)) | Err(_) => KILLED,
             };
             end.send_if_modified(|end| end.is_none() && end.replace(exit).is_none());
         })?;

@@ -26,6 +26,7 @@ use crate::ring::frames;
 use crate::sys::process::Exit;
 use crate::sys::reactor::Registered;
 use crate::sys::{self, AsFd, Fd};
+use crate::testing::Plan;
 use crate::util::lock;
 
 /// How long the supervisor takes replies before others get a turn, in nanoseconds.
@@ -39,6 +40,7 @@ pub(super) struct Recipe {
     pub(super) preparations: Vec<(Preparation, Spec, Body)>,
     pub(super) max_tasks: Option<u32>,
     pub(super) max_memory: Option<u64>,
+    pub(super) faults: Option<Plan>,
     /// On threads of this process.
     pub(super) in_process: bool,
 }
@@ -394,6 +396,7 @@ impl Recipe {
             }
         }
         setup.max_tasks = self.max_tasks;
+        setup.faults = self.faults.clone();
         let name = format!("{}-{number}", self.name);
         setup.name.clone_from(&name);
         if self.in_process {

@@ -40,6 +40,8 @@ pub(crate) struct Setup {
     pub(super) max_tasks: Option<u32>,
     /// When it holds more memory than so many bytes, it asks to be replaced.
     pub(super) max_memory: Option<u64>,
+    /// What is to go wrong.
+    pub(super) faults: Option<crate::testing::Plan>,
 }
 
 /// What a worker does before it takes runs.

@@ -1,5 +1,7 @@
 //! What a worker does, be it a process or a thread: takes runs, runs their items one after another, replies.
 
+mod fault;
+
 use std::io;
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -18,6 +20,7 @@ use crate::sys::image::Entry;
 use crate::sys::per_process::process_token;
 use crate::sys::process::exit_now;
 use crate::task::{self, TaskId, state};
+use crate::testing::Injector;
 
 /// The target of a worker process.
 pub(super) fn main(setup: Setup) -> ExitCode {
@@ -35,6 +38,7 @@ pub(super) fn serve(mut setup: Setup) -> io::Result<u8> {
     let preparations = std::mem::take(&mut setup.preparations);
     let name = std::mem::take(&mut setup.name);
     let (own_process, left) = (setup.own_process, setup.max_tasks);
+    let faults = setup.faults.take().map(Injector::new).transpose()?;
     let memory = setup.max_memory.map(MemoryWatch::new);
     let end = WorkerEnd::new(setup)?;
     let about = Arc::new(task::Worker { name, reports: end.outbox.clone() });
@@ -47,6 +51,7 @@ pub(super) fn serve(mut setup: Setup) -> io::Result<u8> {
         left,
         memory,
         retiring: false,
+        faults,
     };
     worker.run(preparations)
 }
@@ -73,6 +78,7 @@ struct Worker {
     memory: Option<MemoryWatch>,
     /// It has asked to be replaced.
     retiring: bool,
+    faults: Option<Injector>,
 }
 
 impl Worker {
@@ -157,6 +163,13 @@ impl Worker {
             if reports {
                 self.end.outbox.expect_reports(id, tag);
             }
+            let fault = match (&self.faults, &entry) {
+                (Some(faults), Ok(entry)) => faults.draw((entry.name)()),
+                _ => None,
+            };
+            if let Some(fault) = fault {
+                self.suffer(fault)?;
+            }
             let outcome = match (&entry, &mut parcel) {
                 (Ok(entry), Ok(parcel)) => self.call(entry, parcel.message(item)),
                 (Err(why), _) => Outcome::Failed(TaskFailure::Arguments(why.clone())),
@@ -168,7 +181,11 @@ impl Worker {
                 // It ends, and what it holds goes to others: the one that replaces it loads afresh.
                 self.left = Some(0);
             }
-            self.answer(tag, outcome, (more || index + 1 < count) && self.left != Some(0))?;
+            let more = (more || index + 1 < count) && self.left != Some(0);
+            match fault {
+                None => self.answer(tag, outcome, more)?,
+                Some(fault) => self.answer_under(fault, tag, outcome, more)?,
+            }
             if self.left == Some(0) {
                 break;
             }
@@ -207,24 +224,29 @@ impl Worker {
     }
 
     fn answer(&mut self, tag: Tag, outcome: Outcome, more: bool) -> io::Result<()> {
+        let (kind, body) = self.write_down(outcome)?;
+        let payload = if body.items.is_empty() { &self.value } else { &body.items[ITEM_HEAD..] };
+        self.end.reply(kind, tag, payload, &body, more)
+    }
+
+    /// Encodes what is to be said: into [`value`](Self::value) if there is room for it in a frame
+    /// and nothing goes beside it, else into a body, by which that is left empty.
+    fn write_down(&mut self, outcome: Outcome) -> io::Result<(Kind, Body)> {
         let (kind, attachments) = match outcome {
             Outcome::Value(attachments) => (Kind::Value, attachments),
             Outcome::Failed(failure) => self.report(Kind::Failed, &failure, "error")?,
             Outcome::Panicked(panic) => self.report(Kind::Panicked, &panic, "panic")?,
         };
         if self.value.len() <= INLINE && attachments.is_empty() {
-            return self.end.reply(kind, tag, &self.value, &Body::default(), more);
+            return Ok((kind, Body::default()));
         }
         let mut buffer = vec![0; ITEM_HEAD];
         buffer.append(&mut self.value);
         match Body::single(buffer, attachments) {
-            Ok(body) => {
-                let payload = if body.large.is_some() { &[][..] } else { &body.items[ITEM_HEAD..] };
-                self.end.reply(kind, tag, payload, &body, more)
-            }
+            Ok(body) => Ok((kind, body)),
             Err(error) => {
                 self.unencodable(error.to_string(), "value")?;
-                self.end.reply(Kind::Failed, tag, &self.value, &Body::default(), more)
+                Ok((Kind::Failed, Body::default()))
             }
         }
     }

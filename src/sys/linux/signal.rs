@@ -8,6 +8,7 @@ use nix::sys::signal::{
 pub(crate) const ABRT: i32 = libc::SIGABRT;
 pub(crate) const INT: i32 = libc::SIGINT;
 pub(crate) const KILL: i32 = libc::SIGKILL;
+pub(crate) const STOP: i32 = libc::SIGSTOP;
 pub(crate) const TERM: i32 = libc::SIGTERM;
 
 /// `SIGKILL` and so on.
@@ -16,6 +17,12 @@ pub(crate) fn name(signal: i32) -> String {
         Ok(known) => known.as_str().to_owned(),
         Err(_) => format!("signal {signal}"),
     }
+}
+
+/// Sends a signal to the calling thread.
+pub(crate) fn raise(signal: i32) {
+    // An unknown one does nothing.
+    let _ = Signal::try_from(signal).and_then(nix::sys::signal::raise);
 }
 
 /// Sets every signal to its default and unblocks all of them for the calling thread.
