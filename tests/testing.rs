@@ -171,7 +171,7 @@ fn a_task_that_hangs_times_out() {
 #[test]
 fn a_flood_is_in_the_way_of_nothing_and_its_end_is_kept() {
     run(60, async {
-        let faults = Faults::new().on("", 1, Fault::Flood(1 << 20)).on("", 2, Fault::DieBefore);
+        let faults = Faults::new().on("", 1, Fault::Flood(128 << 10)).on("", 2, Fault::DieBefore);
         let [builder, _] = both(&faults);
         let pool = builder.build().await.unwrap();
         assert_eq!(pool.apply(square, (3,)).await.unwrap(), 9);
