@@ -191,8 +191,10 @@ fn current_name() -> String {
 
 /// Takes its place: descriptors, directory, environment, group, identity.
 fn settle(mut order: Order, control: &Fd) -> std::io::Result<()> {
-    if let Some(stderr) = order.stderr.take() {
-        sys::fd::dup2_onto(stderr.into_fd()?, 2)?;
+    for (stream, place) in [(order.stdout.take(), 1), (order.stderr.take(), 2)] {
+        if let Some(stream) = stream {
+            sys::fd::dup2_onto(stream.into_fd()?, place)?;
+        }
     }
     if let Some(directory) = &order.surroundings.directory {
         // It may be gone, as it may be for the parent itself.

@@ -33,6 +33,8 @@ pub(crate) struct Order {
     pub(crate) parent: ParentInfo,
     /// The read end of the parent's lifeline, for a child that must not outlive it.
     pub(crate) lifeline: Option<Handle>,
+    /// What becomes its stdout, if not its parent's.
+    pub(crate) stdout: Option<Handle>,
     /// What becomes its stderr, if not its parent's.
     pub(crate) stderr: Option<Handle>,
     /// For a child of the fork server: what has changed since the server started.

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::Pool;
 use super::call::{Call, Options};
 use super::feed::{Piece, single};
+use super::output::Output;
 use super::scheduler::{Scheduler, Size, Spec};
 use super::shared::{Owner, Shared};
 use super::supervisor::{Recipe, Supervisor};
@@ -42,6 +43,7 @@ pub struct PoolBuilder {
     max_pending: Option<usize>,
     name: Option<String>,
     faults: Option<Faults>,
+    output: Output,
     in_process: bool,
 }
 
@@ -227,6 +229,13 @@ impl PoolBuilder {
         self
     }
 
+    /// What becomes of what its workers write to stdout and stderr; by default it goes where this
+    /// process's goes. The end of stderr is in [`WorkerDied`](crate::WorkerDied) either way.
+    pub fn output(mut self, output: Output) -> Self {
+        self.output = output;
+        self
+    }
+
     /// Has its workers be threads of this process, for tests and for where no process may be
     /// started: in a daemon or a pool's worker, and in the debugger.
     ///
@@ -271,6 +280,7 @@ impl PoolBuilder {
             max_tasks,
             max_memory,
             faults: self.faults.map(Plan::new).transpose()?,
+            output: self.output,
             in_process: self.in_process,
         };
         let timer = sys::fd::timerfd()?;

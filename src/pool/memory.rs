@@ -1,5 +1,6 @@
 //! How much memory workers hold.
 
+use super::output::LastWords;
 use crate::process::ExitStatus;
 use crate::sys;
 use crate::sys::usage::DataLimit;
@@ -52,23 +53,7 @@ impl Limited {
     }
 }
 
-/// Whether a worker's last words say that it ended for want of memory, as Rust's allocator does.
-pub(super) fn was_refused_memory(exit: ExitStatus, stderr_tail: &str) -> bool {
-    let said = stderr_tail.rfind("memory allocation of ").map(|at| &stderr_tail[at..]);
-    exit.signal() == Some(sys::signal::ABRT) && said.is_some_and(|said| said.contains(" bytes failed"))
-}
-
-#[cfg(all(test, multiprocess))]
-mod tests {
-    use super::*;
-    use crate::sys::process::Exit;
-
-    #[test]
-    fn last_words_for_want_of_memory() {
-        let exit = |signal| ExitStatus::new(Exit::Signal { signal, core: false }, false);
-        let words = "starting\nmemory allocation of 536870912 bytes failed\n";
-        assert!(was_refused_memory(exit(6), words));
-        assert!(!was_refused_memory(exit(9), words));
-        assert!(!was_refused_memory(exit(6), "memory allocation of the year\n"));
-    }
+/// Whether a worker ended for want of memory, as far as its last words say: Rust's allocator aborts.
+pub(super) fn was_refused_memory(exit: ExitStatus, words: &LastWords) -> bool {
+    exit.signal() == Some(sys::signal::ABRT) && words.refused_memory
 }

@@ -14,9 +14,9 @@ use tokio_util::sync::CancellationToken;
 use super::channel::{Attached, Replies, channel};
 use super::host::{Host, Thread};
 use super::memory::was_refused_memory;
+use super::output::{Output, Streams};
 use super::scheduler::{Death, Delivered, Delivery, Run, Sample, Sent, Spec, WorkerId};
 use super::shared::{Job, Shared};
-use super::stderr::Stderr;
 use super::wire::{Answer, Body, Preparation, Tag};
 use super::worker;
 use crate::context::Context as StartContext;
@@ -41,6 +41,7 @@ pub(super) struct Recipe {
     pub(super) max_tasks: Option<u32>,
     pub(super) max_memory: Option<u64>,
     pub(super) faults: Option<Plan>,
+    pub(super) output: Output,
     /// On threads of this process.
     pub(super) in_process: bool,
 }
@@ -50,8 +51,8 @@ struct Watched {
     id: WorkerId,
     host: Host,
     replies: Replies,
-    /// That of a process.
-    stderr: Option<Arc<Stderr>>,
+    /// Those of a process.
+    streams: Option<Streams>,
     /// It has broken the protocol: killed, and not listened to any more.
     corrupt: bool,
 }
@@ -67,7 +68,7 @@ enum Event {
 struct Born {
     lane: Attached,
     replies: Replies,
-    stderr: Option<Arc<Stderr>>,
+    streams: Option<Streams>,
 }
 
 type Events = FuturesUnordered<Pin<Box<dyn Future<Output = Event> + Send>>>;
@@ -237,17 +238,18 @@ impl Supervisor {
     fn handle(&mut self, event: Event) {
         match event {
             Event::Started(id, Some(Ok(born))) => {
-                let Born { lane, replies, stderr } = *born;
+                let Born { lane, replies, streams } = *born;
                 let host = lane.host.clone();
                 let watched = host.clone();
                 self.events.push(Box::pin(async move {
                     watched.exited().await;
                     Event::Exited(id)
                 }));
-                if let Some(stderr) = &stderr {
-                    tokio::spawn(stderr.clone().forward());
+                if let Some(streams) = &streams {
+                    let shared = Arc::downgrade(&self.shared);
+                    streams.forward(move || shared.upgrade()?.with(|scheduler, _| scheduler.task_of(id))?);
                 }
-                self.workers.push(Watched { id, host, replies, stderr, corrupt: false });
+                self.workers.push(Watched { id, host, replies, streams, corrupt: false });
                 self.shared.with(|scheduler, _| scheduler.started(id, lane));
             }
             Event::Started(id, Some(Err(error))) => {
@@ -283,9 +285,10 @@ impl Supervisor {
         self.take_replies_of(index, &mut wakers);
         let worker = self.workers.swap_remove(index);
         let exit = worker.host.reap().unwrap_or_else(|| ExitStatus::new(Exit::Unknown, false));
-        let stderr_tail = worker.stderr.map_or_else(String::new, |stderr| stderr.rest());
-        let out_of_memory = was_refused_memory(exit, &stderr_tail);
-        let death = Death { exit, stderr_tail, out_of_memory };
+        let task = self.shared.with(|scheduler, _| scheduler.task_of(id)).flatten();
+        let words = worker.streams.map(|streams| streams.last_words(task)).unwrap_or_default();
+        let out_of_memory = was_refused_memory(exit, &words);
+        let death = Death { exit, stderr_tail: words.tail, out_of_memory };
         self.shared.with(|scheduler, now| scheduler.died(id, &death, now));
         wakers.into_iter().for_each(Waker::wake);
     }
@@ -401,21 +404,21 @@ impl Recipe {
         setup.name.clone_from(&name);
         if self.in_process {
             let host = Host::Thread(Thread::start(name, setup, link.leash())?);
-            return Ok(Box::new(Born { lane: Attached { link, host }, replies, stderr: None }));
+            return Ok(Box::new(Born { lane: Attached { link, host }, replies, streams: None }));
         }
         setup.own_process = true;
         // The memory of this process is not a worker's.
         setup.max_memory = self.max_memory;
-        let (stderr, theirs) = Stderr::pipe()?;
+        let (streams, stdout, stderr) = Streams::open(self.output, &name)?;
         let process = Process::builder(worker::main, (setup,))
             .context(self.context.clone())
             .name(name)
             .worker()
-            .stderr_to(theirs)
+            .output_to(stdout, stderr)
             .start()
             .await?;
         let lane = Attached { link, host: Host::Process(process) };
-        Ok(Box::new(Born { lane, replies, stderr: Some(stderr) }))
+        Ok(Box::new(Born { lane, replies, streams: Some(streams) }))
     }
 }
 

@@ -63,6 +63,7 @@ pub struct ProcessBuilder {
     start_timeout: Duration,
     worker: bool,
     internal: bool,
+    stdout: Option<Fd>,
     stderr: Option<Fd>,
 }
 
@@ -94,6 +95,7 @@ impl ProcessBuilder {
             start_timeout: START_TIMEOUT,
             worker: false,
             internal: false,
+            stdout: None,
             stderr: None,
         }
     }
@@ -155,7 +157,9 @@ impl ProcessBuilder {
         self.internal()
     }
 
-    pub(crate) fn stderr_to(mut self, stderr: Fd) -> Self {
+    /// What becomes its stdout, if not this process's, and its stderr.
+    pub(crate) fn output_to(mut self, stdout: Option<Fd>, stderr: Fd) -> Self {
+        self.stdout = stdout;
         self.stderr = Some(stderr);
         self
     }
@@ -187,6 +191,7 @@ impl ProcessBuilder {
             context: self.context,
             path,
             worker: self.worker,
+            stdout: self.stdout,
             stderr: self.stderr,
             timeout: self.start_timeout,
             about,

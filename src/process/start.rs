@@ -26,6 +26,7 @@ pub(super) struct Plan {
     pub(super) context: Context,
     pub(super) path: Vec<u32>,
     pub(super) worker: bool,
+    pub(super) stdout: Option<Fd>,
     pub(super) stderr: Option<Fd>,
     pub(super) timeout: Duration,
     pub(super) about: About,
@@ -47,6 +48,7 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
         method,
         parent: identity.as_parent()?,
         lifeline: plan.about.daemon.then(lifeline).transpose()?,
+        stdout: plan.stdout.map(Handle::new),
         stderr: plan.stderr.map(Handle::new),
         surroundings: if method == StartMethod::ForkServer {
             forkserver::surroundings()

@@ -587,6 +587,11 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         self.wind_down(now);
     }
 
+    /// The function that a worker runs, or else has run last.
+    pub(super) fn task_of(&self, id: WorkerId) -> Option<&'static str> {
+        self.workers.iter().find(|worker| worker.id == id)?.task()
+    }
+
     fn find(&mut self, id: WorkerId) -> Option<&mut Worker<J, L>> {
         self.workers.iter_mut().find(|worker| worker.id == id)
     }

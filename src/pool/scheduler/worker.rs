@@ -89,6 +89,8 @@ pub(super) struct Worker<J, L> {
     sample_at: Option<u64>,
     /// Somebody is looking.
     sampling: bool,
+    /// What its last run was that it has answered whole.
+    last_task: Option<&'static str>,
     pub(super) has_answered: bool,
     /// The item that it was killed for, and what that gets.
     pub(super) doomed: Option<(Tag, TaskError)>,
@@ -118,6 +120,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
             put_off: None,
             sample_at: None,
             sampling: false,
+            last_task: None,
             has_answered: false,
             doomed: None,
             failure: None,
@@ -259,6 +262,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
             return Ok(None);
         }
         self.tally.extend(front.tally());
+        self.last_task = Some(front.run.job.spec().name);
         Ok(self.runs.pop_front().map(|done| done.run))
     }
 
@@ -369,6 +373,14 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
             );
         }
         begun
+    }
+
+    /// The function that it runs, or else has run last.
+    pub(super) fn task(&self) -> Option<&'static str> {
+        let begun = self.current().filter(|flight| {
+            flight.withdrawn || self.lane.as_ref().is_some_and(|lane| lane.begun(flight.seq) > 0)
+        });
+        begun.map(|flight| flight.run.job.spec().name).or(self.last_task)
     }
 
     /// The first run that is not done with.
