@@ -209,6 +209,13 @@ pub enum NotStarted {
     /// No worker could be started, or each failed in its initializer.
     #[error("no worker could be started: {0}")]
     NoWorker(String),
+    /// The same task has killed too many workers of late: see
+    /// [`PoolBuilder::quarantine`](crate::PoolBuilder::quarantine).
+    #[error("in quarantine, as {deaths} workers have died of it")]
+    Quarantined {
+        /// How many.
+        deaths: u32,
+    },
 }
 
 /// Why a task gave no value.

@@ -18,7 +18,7 @@ use crate::sys::image::Entry;
 use crate::sys::program;
 
 /// A function as it travels.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(crate) enum FnId {
     /// Its distance from the base, for a process of the same build.
     Place(i64),

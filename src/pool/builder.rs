@@ -41,6 +41,8 @@ pub struct PoolBuilder {
     lazy: bool,
     fresh: bool,
     max_pending: Option<usize>,
+    key_limit: Option<usize>,
+    quarantine: Option<(u32, Duration)>,
     name: Option<String>,
     faults: Option<Faults>,
     output: Output,
@@ -217,6 +219,27 @@ impl PoolBuilder {
         self
     }
 
+    /// How many workers, at least one, may hold tasks of one [`key`](super::Apply::key) at a time.
+    /// Tasks without a key are not limited.
+    pub fn key_limit(mut self, workers: usize) -> Self {
+        self.key_limit = Some(workers);
+        self
+    }
+
+    /// Keeps away what kills workers: a task (the same function with the same arguments) of which
+    /// so many have died, at least one, no more than `time` apart, is refused for `time` with
+    /// [`NotStarted::Quarantined`], and not [retried](super::Apply::retries) either. After that one
+    /// is let through: if it gives an answer the task is free again, else it is refused for another
+    /// `time`. Deaths by a timeout count, those by an abort do not.
+    ///
+    /// Arguments are the same if their bytes are, and the open files among them. Arguments of more
+    /// than 32 KiB are never the same as those of another call; a [`Blob`](crate::Blob) is the same
+    /// as its clones.
+    pub fn quarantine(mut self, deaths: u32, time: Duration) -> Self {
+        self.quarantine = Some((deaths, time));
+        self
+    }
+
     /// What its workers are called, with a number behind; `PoolWorker` by default.
     pub fn name(mut self, name: impl Into<String>) -> Self {
         self.name = Some(name.into());
@@ -269,6 +292,8 @@ impl PoolBuilder {
         let max_pending = at_least_one("max_pending", self.max_pending)?;
         let memory_limit = at_least_one("memory_limit", self.memory_limit)?;
         let max_memory = at_least_one("max_memory_per_child", self.max_memory)?;
+        let key_limit = at_least_one("key_limit", self.key_limit)?;
+        at_least_one("quarantine", self.quarantine.map(|(deaths, _)| deaths as usize))?;
         let processes = processes.unwrap_or(1);
         let max_tasks = if self.fresh { Some(1) } else { max_tasks };
         let max_tasks = max_tasks.map(|tasks| u32::try_from(tasks).unwrap_or(u32::MAX));
@@ -284,7 +309,7 @@ impl PoolBuilder {
             in_process: self.in_process,
         };
         let timer = sys::fd::timerfd()?;
-        let scheduler = Scheduler::new(size, max_tasks);
+        let scheduler = Scheduler::new(size, max_tasks).ordered(key_limit, self.quarantine);
         let shared = Arc::new(Shared::new(
             scheduler,
             timer.try_clone()?,

@@ -95,13 +95,30 @@ impl Body {
         if !self.has_parcel() {
             return Ok(());
         }
-        let attached = self.attachments.iter().map(|attachment| attachment.0.as_fd());
-        let fds: Vec<_> = self.large.iter().map(|large| large.as_fd()).chain(attached).collect();
+        let fds: Vec<_> = self.files().collect();
         socket::send(socket, &[IoSlice::new(&tag.to_bytes())], &fds, mode)
     }
 
     fn flags(&self) -> u8 {
         u8::from(self.has_parcel()) * PARCEL + u8::from(self.large.is_some()) * LARGE
+    }
+
+    /// The items' bytes, of a large one none.
+    pub(super) fn each(&self) -> impl Iterator<Item = &[u8]> {
+        let mut rest = &self.items[..];
+        let large = self.large.iter().map(|_| &[][..]);
+        large.chain(std::iter::from_fn(move || {
+            let len = ITEM_HEAD + rest.get(..ITEM_HEAD).map(item_len)?;
+            let item;
+            (item, rest) = rest.split_at(len);
+            Some(item)
+        }))
+    }
+
+    /// What travels beside the only item.
+    pub(super) fn files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let attached = self.attachments.iter().map(|attachment| attachment.0.as_fd());
+        self.large.iter().map(|large| large.as_fd()).chain(attached)
     }
 
     /// The part from item `begin` on, for runs of several items; these have no parcels.

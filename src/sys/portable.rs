@@ -94,6 +94,9 @@ pub(crate) mod fd {
         static START: OnceLock<Instant> = OnceLock::new();
         START.get_or_init(Instant::now).elapsed().as_nanos() as u64
     }
+    pub(crate) fn identity(_: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
+        unsupported()
+    }
     pub(crate) fn pipe() -> io::Result<(Fd, Fd)> {
         unsupported()
     }

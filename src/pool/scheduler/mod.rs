@@ -4,6 +4,7 @@
 //! nanoseconds, acts on workers through their [`Lane`], and leaves in [`Effects`] what its driver
 //! must do once the lock is released: answer jobs and ring bells.
 
+mod quarantine;
 mod queue;
 mod size;
 mod worker;
@@ -12,6 +13,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
+use self::quarantine::{Mark, Quarantine, Verdict};
 pub(super) use self::queue::Class;
 use self::queue::Queue;
 pub(super) use self::size::Size;
@@ -57,12 +59,23 @@ pub(super) struct Run<J> {
     pub(super) count: u32,
     /// How often it was begun before; over zero only for runs of one item.
     pub(super) attempt: u32,
+    /// What few runs have.
+    past: Option<Box<Past>>,
     pub(super) body: Body,
+}
+
+/// What came before of a run of one item.
+#[derive(Clone, Debug, Default)]
+struct Past {
+    /// How the last attempt ended.
+    failure: Option<TaskError>,
+    /// It was let out of quarantine to see how it ends.
+    probe: Option<Mark>,
 }
 
 impl<J: Clone> Run<J> {
     pub(super) fn new(job: J, first: u64, count: u32, body: Body) -> Self {
-        Self { job, first, count, attempt: 0, body }
+        Self { job, first, count, attempt: 0, past: None, body }
     }
 
     /// The job's numbers for its items.
@@ -77,8 +90,13 @@ impl<J: Clone> Run<J> {
             first: self.first + u64::from(begin),
             count: self.count - begin,
             attempt: self.attempt,
+            past: self.past.clone(),
             body: self.body.skip(begin),
         }
+    }
+
+    fn probe(&self) -> Option<Mark> {
+        self.past.as_ref()?.probe
     }
 
     /// Parts it behind `count` items.
@@ -239,6 +257,7 @@ pub(super) struct Scheduler<J, L: Lane<J>> {
     phase: Phase,
     workers: Vec<Worker<J, L>>,
     queue: Queue<J>,
+    quarantine: Option<Quarantine>,
     /// When the time that is passing was last charged.
     charged: u64,
     /// Whose tasks have killed workers that are not replaced yet: they pay for that.
@@ -259,6 +278,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             phase: Phase::Running,
             workers: Vec::new(),
             queue: Queue::new(None),
+            quarantine: None,
             charged: 0,
             payers: VecDeque::new(),
             open_jobs: 0,
@@ -267,6 +287,14 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             retry_at: None,
             effects: Effects::default(),
         }
+    }
+
+    /// How many workers may hold items of one key at a time, and how many deaths of workers keep a
+    /// task away for how long.
+    pub(super) fn ordered(mut self, key_limit: Option<usize>, quarantine: Option<(u32, Duration)>) -> Self {
+        self.queue = Queue::new(key_limit);
+        self.quarantine = quarantine.map(|(deaths, time)| Quarantine::new(deaths, time));
+        self
     }
 
     pub(super) fn take_effects(&mut self) -> Effects<J, L::Bell> {
@@ -347,8 +375,10 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     }
 
     fn lose(&mut self, run: Run<J>, why: NotStarted) {
-        let error = TaskError::NotStarted(why);
-        self.effects.lost.push(Lost { items: run.items(), job: run.job, error });
+        // What was tried before has run, and what came of that says more.
+        let items = run.items();
+        let error = run.past.and_then(|past| past.failure).unwrap_or(TaskError::NotStarted(why));
+        self.effects.lost.push(Lost { items, job: run.job, error });
     }
 
     /// Hands pending runs to workers as far as these want them.
@@ -357,14 +387,16 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             self.charge(now);
         }
         while !self.queue.is_empty() {
-            let (queue, room) = (&self.queue, self.has_room());
-            let takers = self.workers.iter_mut().filter(|worker| {
-                worker.wants_more(now) && (room || worker.unanswered() > 0) && queue.has_for(worker.id)
+            let room = self.has_room();
+            let takers = self.workers.iter().enumerate().filter(|(_, worker)| {
+                worker.wants_more(now) && (room || worker.unanswered() > 0) && self.queue.has_for(worker.id)
             });
-            let Some(worker) = takers.min_by_key(|worker| worker.unanswered()) else { break };
+            let Some((index, worker)) = takers.min_by_key(|(_, worker)| worker.unanswered()) else { break };
             // Items that take long are handed out one by one, whatever the chunk.
             let most = worker.wanted().min(u64::from(worker.may_take()));
             let Some(run) = self.queue.take(worker.id, most as u32) else { break };
+            let Some(run) = self.vet(worker.id, run, now) else { continue };
+            let worker = &mut self.workers[index];
             match worker.send(run, now) {
                 Ok(()) => {
                     self.effects.bells.extend(worker.lane.as_ref().and_then(Lane::bell));
@@ -379,6 +411,39 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                     self.retry_at.get_or_insert(now + RETRY);
                     self.queue.give_back(worker.id, run);
                 }
+            }
+        }
+    }
+
+    /// The part of a run that may go now, if the quarantine leaves anything of it.
+    fn vet(&mut self, worker: WorkerId, run: Run<J>, now: u64) -> Option<Run<J>> {
+        let Some(quarantine) = self.quarantine.as_mut().filter(|_| run.probe().is_none()) else {
+            return Some(run);
+        };
+        if !quarantine.is_alert(now) {
+            return Some(run);
+        }
+        let mut marks = quarantine.marks(&run).zip(0..);
+        let bad = marks.find(|(mark, _)| quarantine.is_quarantined(*mark));
+        drop(marks);
+        let Some((mark, good)) = bad else { return Some(run) };
+        // What stands before it goes first.
+        let (mut run, rest) = run.split(good.max(1));
+        if let Some(rest) = rest {
+            self.queue.give_back(worker, rest);
+        }
+        if good > 0 {
+            return Some(run);
+        }
+        match quarantine.judge(mark, now) {
+            Verdict::Probe => {
+                run.past.get_or_insert_default().probe = Some(mark);
+                Some(run)
+            }
+            Verdict::Refuse { deaths } => {
+                self.queue.done(worker, &run.job.spec().class, 1, None);
+                self.lose(run, NotStarted::Quarantined { deaths });
+                None
             }
         }
     }
@@ -478,6 +543,9 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                 Kind::Value | Kind::Failed | Kind::Panicked if !reply.is_last() => return Err(Corrupt),
                 Kind::Value | Kind::Failed | Kind::Panicked => {
                     let finished = worker.answered(reply.tag)?;
+                    if let Some(mark) = finished.as_ref().and_then(Run::probe) {
+                        self.quarantine.as_mut().into_iter().for_each(|quarantine| quarantine.acquit(mark));
+                    }
                     match self.effects.deliveries.last_mut() {
                         Some(last) if open == Some(reply.tag.seq) && !reply.is_large() => {
                             last.frames.end = end
@@ -563,9 +631,14 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                     pid,
                 })),
             };
-            let again = !matches!(error, TaskError::Aborted { .. }) && run.attempt < run.job.spec().retries;
+            // An abort is no fault of the task.
+            let its_own = !matches!(error, TaskError::Aborted { .. });
+            let refused =
+                its_own && self.quarantine.as_mut().is_some_and(|quarantine| quarantine.killed(&run, now));
+            let again = its_own && !refused && run.attempt < run.job.spec().retries;
             if again && self.phase != Phase::Terminated {
-                self.queue.give_back(id, Run { attempt: run.attempt + 1, ..run });
+                let past = Some(Box::new(Past { failure: Some(error), probe: None }));
+                self.queue.give_back(id, Run { attempt: run.attempt + 1, past, ..run });
             } else {
                 self.queue.done(id, &run.job.spec().class, u64::from(run.count), None);
                 self.effects.lost.push(Lost { items: run.items(), job: run.job, error });
@@ -659,11 +732,13 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             }
         }
         for run in unbegun {
-            let error = match kill {
-                true => TaskError::Aborted { began: false },
-                false => TaskError::NotStarted(NotStarted::Withdrawn),
-            };
-            self.effects.lost.push(Lost { items: run.items(), job: run.job, error });
+            match kill {
+                false => self.lose(run, NotStarted::Withdrawn),
+                true => {
+                    let error = TaskError::Aborted { began: run.attempt > 0 };
+                    self.effects.lost.push(Lost { items: run.items(), job: run.job, error });
+                }
+            }
         }
         self.dispatch(now);
         self.wind_down(now);

@@ -99,8 +99,7 @@ impl<J> Level<J> {
         if self.free.is_empty() && self.accounts.len() == self.accounts.capacity() {
             self.sweep();
         }
-        let mut account = Account::new(key.cloned());
-        account.catch_up(self.now);
+        let account = Account::new(key.cloned());
         let id = match self.free.pop() {
             Some(id) => {
                 self.accounts[id] = account;
@@ -341,6 +340,11 @@ impl<J: Ticket> Queue<J> {
     #[cfg(test)]
     pub(super) fn in_flight(&self) -> u64 {
         self.levels.iter().map(|level| level.in_flight).sum()
+    }
+
+    #[cfg(test)]
+    pub(super) fn accounts(&self) -> usize {
+        self.levels.iter().map(|level| level.accounts.len()).sum()
     }
 
     fn extract(&mut self, goes: impl Fn(&Run<J>) -> bool) -> Vec<Run<J>> {

@@ -15,6 +15,8 @@ use crate::pool::wire::Tag;
 use crate::process::ExitStatus;
 use crate::sys::process::Exit;
 
+mod order;
+
 #[derive(Clone, Debug)]
 struct Ask {
     number: usize,
@@ -38,6 +40,10 @@ fn limited(number: usize, limit: u64) -> Ask {
 }
 
 fn ask(number: usize, timeout: Option<Duration>, retries: u32) -> Ask {
+    ask_as(number, timeout, retries, Class::default())
+}
+
+fn ask_as(number: usize, timeout: Option<Duration>, retries: u32, class: Class) -> Ask {
     let spec = Spec {
         id: 0,
         function: Ok(FnId::Place(0)),
@@ -45,7 +51,7 @@ fn ask(number: usize, timeout: Option<Duration>, retries: u32) -> Ask {
         timeout,
         memory_limit: None,
         retries,
-        class: Class::default(),
+        class,
         progress: None,
     };
     Ask { number, spec: Rc::new(spec) }
@@ -198,13 +204,18 @@ impl Play {
 
     fn start(&mut self) {
         while let Some(id) = self.scheduler.start_due(self.now) {
-            let wire = Wire::default();
-            wire.0.borrow_mut().room = true;
-            wire.0.borrow_mut().reply(Kind::Ready, Tag { seq: u32::MAX, index: 0 });
-            self.workers.insert(id, wire.clone());
-            self.scheduler.started(id, wire);
-            self.drain(id);
+            self.greet(id);
         }
+    }
+
+    /// A worker's process is there and ready.
+    fn greet(&mut self, id: WorkerId) {
+        let wire = Wire::default();
+        wire.0.borrow_mut().room = true;
+        wire.0.borrow_mut().reply(Kind::Ready, Tag { seq: u32::MAX, index: 0 });
+        self.workers.insert(id, wire.clone());
+        self.scheduler.started(id, wire);
+        self.drain(id);
     }
 
     fn tell(&mut self, job: usize, item: u64, error: Option<TaskError>) {
@@ -289,6 +300,8 @@ enum Act {
         count: u32,
         timeout: bool,
         retries: u32,
+        priority: i32,
+        key: Option<u8>,
     },
     Step(usize),
     Drain(usize),
@@ -308,8 +321,9 @@ enum Act {
 
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
-        4 => (1..40u32, any::<bool>(), 0..3u32)
-            .prop_map(|(count, timeout, retries)| Act::Submit { count, timeout, retries }),
+        4 => (1..40u32, any::<bool>(), 0..3u32, -1..2, prop::option::of(0..3u8)).prop_map(
+            |(count, timeout, retries, priority, key)| Act::Submit { count, timeout, retries, priority, key }
+        ),
         20 => (0..4usize).prop_map(Act::Step),
         10 => (0..4usize).prop_map(Act::Drain),
         2 => (0..4usize).prop_map(Act::Die),
@@ -321,14 +335,15 @@ fn act() -> impl Strategy<Value = Act> {
     ]
 }
 
-fn play(acts: Vec<Act>, processes: usize, max_tasks: Option<u32>, terminate: bool) {
-    let mut play = Play::new(processes, max_tasks);
+fn play(acts: Vec<Act>, mut play: Play, terminate: bool) {
     play.start();
     let mut jobs: Vec<(Ask, u32)> = Vec::new();
     for act in acts.into_iter().chain(terminate.then_some(Act::Terminate)) {
         match act {
-            Act::Submit { count, timeout, retries } => {
-                let job = ask(jobs.len(), timeout.then_some(Duration::from_millis(2)), retries);
+            Act::Submit { count, timeout, retries, priority, key } => {
+                let class = Class { priority, key: key.map(|key| key.to_string().into()) };
+                let timeout = timeout.then_some(Duration::from_millis(2));
+                let job = ask_as(jobs.len(), timeout, retries, class);
                 play.submit(&job, count);
                 jobs.push((job, count));
             }
@@ -402,8 +417,13 @@ proptest! {
         processes in 1..4usize,
         max_tasks in prop::option::of(1..20u32),
         terminate in any::<bool>(),
+        key_limit in prop::option::of(1..3usize),
+        quarantine in prop::option::of(1..3u32),
     ) {
-        play(acts, processes, max_tasks, terminate);
+        let mut pool = Play::new(processes, max_tasks);
+        let quarantine = quarantine.map(|deaths| (deaths, Duration::from_millis(3)));
+        pool.scheduler = pool.scheduler.ordered(key_limit, quarantine);
+        play(acts, pool, terminate);
     }
 }
 

@@ -68,6 +68,13 @@ pub(crate) fn monotonic_ns() -> u64 {
     now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
 }
 
+/// What tells an open file from others: its device and its number there. Some files without a name
+/// share one, such as doorbells.
+pub(crate) fn identity(fd: BorrowedFd) -> io::Result<(u64, u64)> {
+    let stat = nix::sys::stat::fstat(fd)?;
+    Ok((stat.st_dev, stat.st_ino))
+}
+
 /// A pipe whose end for reading, the first, does not block.
 pub(crate) fn pipe() -> io::Result<(OwnedFd, OwnedFd)> {
     let (reads, writes) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
