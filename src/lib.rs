@@ -102,7 +102,10 @@ pub use error::{
 };
 pub use function::{Exit, Func, Load, Loaded, Outcome, Return, Target, Task};
 pub use log::{LogLevel, Logger, get_logger, log_to_stderr};
-pub use pool::{Apply, AsyncResult, Health, Map, MapStream, Output, Pool, PoolBuilder};
+pub use pool::{
+    Apply, AsyncResult, DrainReport, Ends, Health, Map, MapStream, Output, Pool, PoolBuilder, Quantiles,
+    Stats, Waiting, Watch, WorkerState, WorkerStats,
+};
 pub use process::{
     CurrentProcess, ExitReason, ExitStatus, JoinHandle, ParentProcess, Process, ProcessBuilder, Run,
     Sentinel, active_children, cpu_count, current_process, exit, parent_process, spawn, usable_cpu_count,

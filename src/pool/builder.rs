@@ -300,7 +300,6 @@ impl PoolBuilder {
         let size = self.size(processes)?;
         let recipe = Recipe {
             context: self.context,
-            name: self.name.unwrap_or_else(|| "PoolWorker".to_owned()),
             preparations: self.initializer.into_iter().chain(self.state).collect::<Result<_, _>>()?,
             max_tasks,
             max_memory,
@@ -317,6 +316,7 @@ impl PoolBuilder {
             max_pending,
             memory_limit,
             peer(),
+            self.name.unwrap_or_else(|| "PoolWorker".to_owned()),
         ));
         let pool = Pool { owner: Owner::new(shared.clone()) };
         tokio::spawn(Supervisor::new(shared, recipe, timer)?.run());

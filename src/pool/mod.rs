@@ -29,6 +29,7 @@ mod apply;
 mod builder;
 mod call;
 mod channel;
+mod drain;
 mod feed;
 mod feeder;
 mod health;
@@ -39,18 +40,21 @@ mod output;
 mod result;
 mod scheduler;
 mod shared;
+mod stats;
 mod stream;
 mod supervisor;
 mod wire;
 mod worker;
 
 use std::fmt;
+use std::time::Duration;
 
 use futures_core::Stream;
 
 pub use self::apply::Apply;
 pub use self::builder::PoolBuilder;
 use self::call::Call;
+pub use self::drain::DrainReport;
 use self::feed::{Feed, Items, Piece, Source, StreamItems};
 pub use self::health::Health;
 pub use self::map::Map;
@@ -58,6 +62,7 @@ pub use self::output::Output;
 pub use self::result::AsyncResult;
 use self::scheduler::Phase;
 use self::shared::{Owner, Status};
+pub use self::stats::{Ends, Quantiles, Stats, Waiting, Watch, WorkerState, WorkerStats};
 pub use self::stream::MapStream;
 use crate::error::{Error, NotStarted, Result, TaskError};
 use crate::function::{Outcome, Task, TaskCode, task_entry};
@@ -274,6 +279,28 @@ impl Pool {
     /// from the pool's own.
     pub fn health(&self) -> Health {
         self.owner.shared().with(|scheduler, now| scheduler.health(now)).unwrap_or(Health::Closed)
+    }
+
+    /// What it does at this moment and has done so far. It reads what each worker's memory is from
+    /// `/proc`, some ten microseconds for each.
+    ///
+    /// # Errors
+    /// [`Error::NotChild`] in a process that was forked from the pool's own.
+    pub fn stats(&self) -> Result<Stats> {
+        let (stats, _) = stats::collect(self.owner.shared(), None).ok_or(Error::NotChild)?;
+        Ok(stats)
+    }
+
+    /// The same time and again: at once, then every so often by the kernel's clock, at most a
+    /// thousand times a second. Its quantiles are of the tasks since the item before.
+    ///
+    /// It does not keep the pool: its last item tells of the pool's end. Items that are not taken
+    /// are not made. It belongs to the runtime that polls it first, and ends with that.
+    ///
+    /// # Panics
+    /// When polled outside of a runtime with I/O enabled.
+    pub fn watch(&self, every: Duration) -> Watch {
+        Watch::new(self.owner.shared().clone(), every)
     }
 
     /// The process ids of its workers at this moment. Each may be replaced at any time. Those of a

@@ -1,5 +1,6 @@
 //! What a pool's handles, its jobs and its supervisor share.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -82,6 +83,8 @@ pub(super) struct Shared {
     pub(super) memory_limit: Option<u64>,
     /// Who reads what is sent.
     pub(super) peer: Peer,
+    /// What its workers' names begin with.
+    name: String,
 }
 
 impl Shared {
@@ -92,6 +95,7 @@ impl Shared {
         max_pending: Option<usize>,
         memory_limit: Option<u64>,
         peer: Peer,
+        name: String,
     ) -> Self {
         Self {
             core: Mutex::new(Core { scheduler, armed: u64::MAX, admitted: 0 }),
@@ -106,6 +110,7 @@ impl Shared {
             room: max_pending.map(|max| Arc::new(Semaphore::new(max))),
             memory_limit,
             peer,
+            name,
         }
     }
 
@@ -139,6 +144,11 @@ impl Shared {
     /// A number for a new job.
     pub(super) fn next_job(&self) -> u64 {
         self.jobs.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    /// The name of a worker that has this number.
+    pub(super) fn worker_name(&self, number: impl fmt::Display) -> String {
+        format!("{}-{number}", self.name)
     }
 
     /// What lets one run in; its permit is to be forgotten.

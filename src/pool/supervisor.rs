@@ -35,7 +35,6 @@ const TURN: u64 = 100_000;
 /// How workers are made.
 pub(super) struct Recipe {
     pub(super) context: StartContext,
-    pub(super) name: String,
     /// What each worker does first, in this order.
     pub(super) preparations: Vec<(Preparation, Spec, Body)>,
     pub(super) max_tasks: Option<u32>,
@@ -83,7 +82,6 @@ pub(super) struct Supervisor {
     events: Events,
     /// The pool has nothing left to do: no worker's start is worth waiting for.
     over: CancellationToken,
-    started: u64,
     buffer: Vec<u8>,
 }
 
@@ -104,7 +102,6 @@ impl Supervisor {
             workers: Vec::new(),
             events: Events::new(),
             over: CancellationToken::new(),
-            started: 0,
             buffer: Vec::new(),
         })
     }
@@ -225,12 +222,12 @@ impl Supervisor {
 
     fn start_workers(&mut self) {
         while let Some(Some(id)) = self.shared.with(|scheduler, now| scheduler.start_due(now)) {
-            self.started += 1;
-            let (recipe, ring, number) = (self.recipe.clone(), self.ring.clone(), self.started);
+            let (recipe, ring) = (self.recipe.clone(), self.ring.clone());
+            let name = self.shared.worker_name(id + 1);
             let over = self.over.clone();
             self.events.push(Box::pin(async move {
                 // Dropped halfway, a start kills what there is of its process.
-                Event::Started(id, over.run_until_cancelled(recipe.start(&ring, number)).await)
+                Event::Started(id, over.run_until_cancelled(recipe.start(&ring, name)).await)
             }));
         }
     }
@@ -384,7 +381,7 @@ impl Drop for Handed {
 }
 
 impl Recipe {
-    async fn start(&self, ring: &Arc<Fd>, number: u64) -> Result<Box<Born>> {
+    async fn start(&self, ring: &Arc<Fd>, name: String) -> Result<Box<Born>> {
         let (mut link, replies, mut setup) = channel(ring)?;
         for (seq, (what, spec, args)) in self.preparations.iter().enumerate() {
             setup.preparations.push(*what);
@@ -400,7 +397,6 @@ impl Recipe {
         }
         setup.max_tasks = self.max_tasks;
         setup.faults = self.faults.clone();
-        let name = format!("{}-{number}", self.name);
         setup.name.clone_from(&name);
         if self.in_process {
             let host = Host::Thread(Thread::start(name, setup, link.leash())?);

@@ -382,6 +382,9 @@ pub(crate) mod reactor {
         }
         #[allow(clippy::unused_async, reason = "the shape of the other face")]
         pub(crate) async fn edge(&self) {}
+        pub(crate) fn poll_edge(&self, _: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+            std::task::Poll::Ready(unsupported())
+        }
         #[allow(clippy::unused_async, reason = "the shape of the other face")]
         pub(crate) async fn readable(&self) -> io::Result<()> {
             unsupported()

@@ -4,6 +4,7 @@
 //! nanoseconds, acts on workers through their [`Lane`], and leaves in [`Effects`] what its driver
 //! must do once the lock is released: answer jobs and ring bells.
 
+mod counts;
 mod quarantine;
 mod queue;
 mod size;
@@ -13,12 +14,14 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
+use self::counts::Counts;
+pub(super) use self::counts::Times;
 use self::quarantine::{Mark, Quarantine, Verdict};
 pub(super) use self::queue::Class;
 use self::queue::Queue;
 pub(super) use self::size::Size;
 use self::size::Starts;
-use self::worker::{State, Worker};
+use self::worker::{State, Tally, Worker};
 use super::call::OnProgress;
 use super::wire::{Body, Kind, Reply, RunHead, Tag};
 use crate::error::{NotStarted, TaskError, WorkerDied};
@@ -59,6 +62,8 @@ pub(super) struct Run<J> {
     pub(super) count: u32,
     /// How often it was begun before; over zero only for runs of one item.
     pub(super) attempt: u32,
+    /// When it came to the queue.
+    submitted: u64,
     /// What few runs have.
     past: Option<Box<Past>>,
     pub(super) body: Body,
@@ -75,7 +80,7 @@ struct Past {
 
 impl<J: Clone> Run<J> {
     pub(super) fn new(job: J, first: u64, count: u32, body: Body) -> Self {
-        Self { job, first, count, attempt: 0, past: None, body }
+        Self { job, first, count, attempt: 0, submitted: 0, past: None, body }
     }
 
     /// The job's numbers for its items.
@@ -90,6 +95,7 @@ impl<J: Clone> Run<J> {
             first: self.first + u64::from(begin),
             count: self.count - begin,
             attempt: self.attempt,
+            submitted: self.submitted,
             past: self.past.clone(),
             body: self.body.skip(begin),
         }
@@ -266,6 +272,7 @@ pub(super) struct Scheduler<J, L: Lane<J>> {
     open_jobs: usize,
     next_worker: WorkerId,
     starts: Starts,
+    counts: Counts,
     retry_at: Option<u64>,
     effects: Effects<J, L::Bell>,
 }
@@ -284,6 +291,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             open_jobs: 0,
             next_worker: 0,
             starts: Starts::default(),
+            counts: Counts::new(),
             retry_at: None,
             effects: Effects::default(),
         }
@@ -298,6 +306,9 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     }
 
     pub(super) fn take_effects(&mut self) -> Effects<J, L::Bell> {
+        for lost in &self.effects.lost {
+            self.counts.lost(lost);
+        }
         std::mem::take(&mut self.effects)
     }
 
@@ -356,12 +367,17 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     pub(super) fn submit_new(&mut self, run: Run<J>, now: u64) {
         match self.phase {
             Phase::Running => self.submit(run, now),
-            Phase::Closed | Phase::Terminated => self.lose(run, NotStarted::Closed),
+            Phase::Closed | Phase::Terminated => {
+                self.counts.submitted(run.count);
+                self.lose(run, NotStarted::Closed);
+            }
         }
     }
 
     /// Takes a run of an open job.
-    pub(super) fn submit(&mut self, run: Run<J>, now: u64) {
+    pub(super) fn submit(&mut self, mut run: Run<J>, now: u64) {
+        self.counts.submitted(run.count);
+        run.submitted = now;
         if self.phase == Phase::Terminated {
             return self.lose(run, NotStarted::Closed);
         }
@@ -398,16 +414,16 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             let Some(run) = self.vet(worker.id, run, now) else { continue };
             let worker = &mut self.workers[index];
             match worker.send(run, now) {
-                Ok(()) => {
+                None => {
                     self.effects.bells.extend(worker.lane.as_ref().and_then(Lane::bell));
                     // Its replacement can start while it does its last items.
                     self.effects.attention |= !worker.is_kept();
                 }
-                Err((run, Sent::Impossible(why))) => {
+                Some((run, Sent::Impossible(why))) => {
                     self.queue.done(worker.id, &run.job.spec().class, u64::from(run.count), None);
                     self.lose(run, why);
                 }
-                Err((run, _)) => {
+                Some((run, _)) => {
                     self.retry_at.get_or_insert(now + RETRY);
                     self.queue.give_back(worker.id, run);
                 }
@@ -492,6 +508,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             worker.state = State::Warming;
         } else {
             // Nobody wants it any more.
+            worker.dismissed = true;
             worker.kill();
         }
     }
@@ -519,11 +536,13 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     fn settle(&mut self, index: usize, now: u64) {
         let worker = &mut self.workers[index];
         worker.tally_front();
-        let answered = worker.tally.iter().map(|(_, items)| items).sum();
+        let answered = worker.tally.iter().map(|tally| tally.items).sum();
         let Some(each) = worker.learn(answered, now) else { return };
         self.starts.bore_fruit();
         let time = worker.bill(now) / answered;
-        for (class, items) in worker.tally.drain(..) {
+        self.counts.ran(each, answered);
+        for Tally { class, items, waited } in worker.tally.drain(..) {
+            self.counts.waited(waited, items);
             self.queue.charge(&class, time * items);
             self.queue.done(worker.id, &class, items, Some(each));
         }
@@ -546,6 +565,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                     if let Some(mark) = finished.as_ref().and_then(Run::probe) {
                         self.quarantine.as_mut().into_iter().for_each(|quarantine| quarantine.acquit(mark));
                     }
+                    self.counts.answered(reply.kind);
                     match self.effects.deliveries.last_mut() {
                         Some(last) if open == Some(reply.tag.seq) && !reply.is_large() => {
                             last.frames.end = end
@@ -611,13 +631,17 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             self.queue.give_back(id, run);
         }
         let time = worker.bill(now);
+        self.counts.ended(&worker, death, worker.dismissed || self.wants_end());
+        if worker.current().is_some() {
+            self.counts.ran(now.saturating_sub(worker.since), 1);
+        }
         // What is left is what it ran.
         if let Some(class) = worker.class().cloned() {
             self.queue.charge(&class, time);
             self.payers.push_back(class);
         }
         let begun = worker.begun();
-        let was_of_use = worker.has_answered || !begun.is_empty();
+        let was_of_use = worker.answered_items > 0 || !begun.is_empty();
         for (tag, run) in begun.into_iter().rev() {
             let doomed = worker.doomed.take_if(|(doomed, _)| *doomed == tag);
             let limit = run.job.spec().memory_limit.filter(|_| death.out_of_memory);
@@ -637,6 +661,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                 its_own && self.quarantine.as_mut().is_some_and(|quarantine| quarantine.killed(&run, now));
             let again = its_own && !refused && run.attempt < run.job.spec().retries;
             if again && self.phase != Phase::Terminated {
+                self.counts.retried();
                 let past = Some(Box::new(Past { failure: Some(error), probe: None }));
                 self.queue.give_back(id, Run { attempt: run.attempt + 1, past, ..run });
             } else {

@@ -221,6 +221,16 @@ impl<J: Ticket> Queue<J> {
         self.len == 0
     }
 
+    /// How many runs wait, by priority and key.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (i32, Option<Arc<str>>, usize)> {
+        self.levels.iter().flat_map(|level| {
+            level.order.iter().map(|(_, id)| {
+                let account = &level.accounts[*id];
+                (level.priority, account.key.clone(), account.runs.len())
+            })
+        })
+    }
+
     pub(super) fn push(&mut self, run: Run<J>) {
         self.put(run, VecDeque::push_back);
     }

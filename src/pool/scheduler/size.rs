@@ -133,6 +133,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     /// A worker did not come to be, and `hopeless` says that the next one will not either.
     pub(in crate::pool) fn start_failed(&mut self, id: WorkerId, why: String, hopeless: bool, now: u64) {
         self.workers.retain(|worker| worker.id != id);
+        self.counts.unstarted();
         if hopeless {
             self.starts.failures = self.starts.failures.max(self.most_failures());
         }
@@ -194,6 +195,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     /// Sends those home that are too many.
     pub(super) fn shrink(&mut self, now: u64) {
         while let Some((index, _)) = self.surplus().filter(|(_, at)| *at <= now) {
+            self.workers[index].dismissed = true;
             self.retire(index, now);
         }
     }

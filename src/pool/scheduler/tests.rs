@@ -1,6 +1,7 @@
 //! The scheduler against workers that are played: whatever they and their callers do, in whatever
 //! order, each item is answered once.
 
+mod counts;
 mod size;
 
 use std::cell::RefCell;
@@ -406,6 +407,11 @@ fn play(acts: Vec<Act>, mut play: Play, terminate: bool) {
     }
     let all: usize = jobs.iter().map(|(_, count)| *count as usize).sum();
     assert_eq!(play.told.len(), all);
+    let (stats, _) = play.scheduler.stats(play.now);
+    let values = play.told.values().filter(|error| error.is_none()).count();
+    let unrun = play.told.values().flatten().filter(|error| error.ran() == Ran::No).count();
+    assert_eq!((stats.done, stats.unrun), (values as u64, unrun as u64));
+    assert_eq!((stats.failed, stats.waiting), ((all - values - unrun) as u64, 0));
 }
 
 proptest! {

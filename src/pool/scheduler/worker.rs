@@ -37,6 +37,8 @@ pub(super) struct InFlight<J> {
     seq: u32,
     pub(super) run: Run<J>,
     answered: u32,
+    /// How long it had waited for its worker.
+    waited: u64,
     /// How many of these answers are in its worker's tally or went into an earlier one.
     tallied: u32,
     /// The worker begins no item from here on: the run's length, or less if it was withdrawn.
@@ -46,10 +48,22 @@ pub(super) struct InFlight<J> {
 
 impl<J: Ticket> InFlight<J> {
     /// The answers that were in no tally yet.
-    fn tally(&mut self) -> Option<(Class, u64)> {
+    fn tally(&mut self) -> Option<Tally> {
         let answers = self.answered - std::mem::replace(&mut self.tallied, self.answered);
-        (answers > 0).then(|| (self.run.job.spec().class.clone(), u64::from(answers)))
+        (answers > 0).then(|| Tally {
+            class: self.run.job.spec().class.clone(),
+            items: u64::from(answers),
+            waited: self.waited,
+        })
     }
+}
+
+/// Answers to items of one run.
+#[derive(Debug)]
+pub(super) struct Tally {
+    pub(super) class: Class,
+    pub(super) items: u64,
+    pub(super) waited: u64,
 }
 
 #[derive(Debug)]
@@ -60,8 +74,8 @@ pub(super) struct Worker<J, L> {
     pub(super) lane: Option<L>,
     /// In the order in which it runs them. Its replies come in this order.
     pub(super) runs: VecDeque<InFlight<J>>,
-    /// How many items of which class were answered since the accounts were settled.
-    pub(super) tally: Vec<(Class, u64)>,
+    /// What was answered since the accounts were settled.
+    pub(super) tally: Vec<Tally>,
     /// Up to when its time was charged to who uses it.
     billed: u64,
     /// As long as it is not ready, its time is charged to who made it necessary.
@@ -80,7 +94,7 @@ pub(super) struct Worker<J, L> {
     /// How long it takes for an item, on average, in nanoseconds.
     item_time: Option<u64>,
     /// When it last answered, or else was given something to do.
-    since: u64,
+    pub(super) since: u64,
     /// When the running item is overdue, if that is known better than by `since`.
     deadline: Option<u64>,
     /// The item whose deadline was put off: once is all that a late beginning can ask for.
@@ -91,7 +105,10 @@ pub(super) struct Worker<J, L> {
     sampling: bool,
     /// What its last run was that it has answered whole.
     last_task: Option<&'static str>,
-    pub(super) has_answered: bool,
+    /// How many items it has answered.
+    pub(super) answered_items: u64,
+    /// The pool does without it.
+    pub(super) dismissed: bool,
     /// The item that it was killed for, and what that gets.
     pub(super) doomed: Option<(Tag, TaskError)>,
     /// What it said of its initializer.
@@ -121,7 +138,8 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
             sample_at: None,
             sampling: false,
             last_task: None,
-            has_answered: false,
+            answered_items: 0,
+            dismissed: false,
             doomed: None,
             failure: None,
         }
@@ -222,9 +240,9 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         (ends && self.unanswered == 0 && self.lane.is_some()).then_some(self.since)
     }
 
-    /// Hands it a run, or gives the run back.
-    pub(super) fn send(&mut self, run: Run<J>, now: u64) -> Result<(), (Run<J>, Sent)> {
-        let Some(lane) = &mut self.lane else { return Err((run, Sent::NoRoom)) };
+    /// Hands it a run, or gives the run back and says why.
+    pub(super) fn send(&mut self, run: Run<J>, now: u64) -> Option<(Run<J>, Sent)> {
+        let Some(lane) = &mut self.lane else { return Some((run, Sent::NoRoom)) };
         match lane.send(self.next_seq, &run) {
             Sent::Yes => {}
             sent => {
@@ -232,7 +250,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
                     Sent::Corrupt => self.kill(),
                     _ => self.full = matches!(sent, Sent::NoRoom),
                 }
-                return Err((run, sent));
+                return Some((run, sent));
             }
         }
         if self.unanswered == 0 {
@@ -243,9 +261,10 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         self.unanswered += u64::from(run.count);
         self.budget = self.budget.map(|budget| budget - run.count);
         let (seq, limit) = (self.next_seq, run.count);
-        self.runs.push_back(InFlight { seq, run, answered: 0, tallied: 0, limit, withdrawn: false });
+        let waited = now.saturating_sub(run.submitted);
+        self.runs.push_back(InFlight { seq, run, answered: 0, waited, tallied: 0, limit, withdrawn: false });
         self.next_seq = seq.wrapping_add(1);
-        Ok(())
+        None
     }
 
     /// Notes an answer, and gives the run if it was its last.
@@ -256,7 +275,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         }
         front.answered += 1;
         self.unanswered = self.unanswered.saturating_sub(1);
-        self.has_answered = true;
+        self.answered_items += 1;
         self.silent = false;
         if front.answered < front.run.count {
             return Ok(None);
@@ -384,7 +403,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
     }
 
     /// The first run that is not done with.
-    fn current(&self) -> Option<&InFlight<J>> {
+    pub(super) fn current(&self) -> Option<&InFlight<J>> {
         self.runs.iter().find(|flight| flight.answered < flight.limit)
     }
 

@@ -1,6 +1,7 @@
 //! A descriptor with Tokio's reactor: the only thing of Tokio's that asks for a promise.
 
 use std::io;
+use std::task::{Context, Poll, ready};
 
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
@@ -36,5 +37,11 @@ impl Registered {
         if let Ok(mut guard) = self.0.readable().await {
             guard.clear_ready();
         }
+    }
+
+    /// As [`edge`](Self::edge), for one task alone, which is told of the reactor's end.
+    pub(crate) fn poll_edge(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.0.poll_read_ready(cx))?.clear_ready();
+        Poll::Ready(Ok(()))
     }
 }
