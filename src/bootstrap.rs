@@ -98,7 +98,8 @@ fn enter(order: &str, run_entries_after: impl FnOnce()) -> ! {
     run(control, true)
 }
 
-fn refuse(control: &Fd, why: String) -> ! {
+/// Tells the parent why this child cannot run, and ends it.
+pub(crate) fn refuse(control: &Fd, why: String) -> ! {
     let _ = control::send(control.as_fd(), &Report::Refused(why), &[], Vec::new(), Mode::Wait);
     sys::process::exit_now(1)
 }

@@ -36,8 +36,9 @@ pub(crate) fn start(theirs: &Fd, vouched: bool) -> Result<i32, Error> {
 /// use them. Dead and not closed, as what holds their numbers here (a runtime's epoll, its signal
 /// pipe) would else act on whatever got the numbers next. Nothing inherited is ever dropped.
 fn become_child(control: RawFd) -> ! {
-    if sys::fd::replace_all_except(&[control]).is_err() {
-        sys::process::exit_now(1);
+    if let Err(error) = sys::fd::replace_all_except(&[control]) {
+        let Ok(control) = sys::fd::from_raw_checked(control) else { sys::process::exit_now(1) };
+        bootstrap::refuse(&control, format!("its parent's descriptors (in /proc/self/fd): {error}"));
     }
     let _ = sys::fd::null_stdin();
     sys::signal::reset_signals();

@@ -195,7 +195,11 @@ pub(crate) fn replace_all_except(keep: &[RawFd]) -> io::Result<()> {
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
     let (silent, peer) = socketpair(AddressFamily::Unix, SockType::Stream, None, flags)?;
     for fd in fds.into_iter().filter(|fd| *fd > 2 && !keep.contains(fd)) {
-        replace(silent.as_fd(), fd, libc::O_CLOEXEC)?;
+        match replace(silent.as_fd(), fd, libc::O_CLOEXEC) {
+            // A number beyond the limit, which was lowered since: once closed, nobody gets it.
+            Err(error) if error.raw_os_error() == Some(libc::EBADF) => close_inherited(&[fd]),
+            replaced => replaced?,
+        }
     }
     // Open for as long as the process lives.
     let _ = peer.into_raw_fd();
@@ -414,6 +418,15 @@ mod tests {
                 unsafe { libc::fcntl(fd, libc::F_GETFD) == 0 }
             });
             stdin && all && inherited && !is_open(3)
+        });
+    }
+
+    #[test]
+    fn what_lies_beyond_the_limit_is_closed() {
+        in_child(|| {
+            let beyond = eventfd().is_ok_and(|fd| dup2_onto(fd, 200).is_ok());
+            let lowered = setrlimit(Resource::RLIMIT_NOFILE, 100, 100).is_ok();
+            beyond && lowered && replace_all_except(&[]).is_ok() && !is_open(200)
         });
     }
 
