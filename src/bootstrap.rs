@@ -13,11 +13,11 @@ use std::sync::{Arc, OnceLock};
 use tokio::runtime::Runtime;
 
 use crate::context::StartMethod;
-use crate::control::{self, Order, Report, Work};
+use crate::control::{self, Guarded, Letter, Order, Report, Work};
 use crate::error::{Error, Result};
 use crate::function::{TargetCode, TargetRun, TaskCode};
 use crate::process::{Identity, Leaving, Phase, leave, remote_task, set_leaving, set_phase};
-use crate::reduction::Incoming;
+use crate::reduction::{Handle, Incoming};
 use crate::sys::image::Entry;
 use crate::sys::per_process::PerProcess;
 use crate::sys::socket::Mode;
@@ -84,7 +84,6 @@ fn enter(order: &str, run_entries_after: impl FnOnce()) -> ! {
     sys::fd::close_from(CONTROL + 1);
     let _ = sys::fd::sanitize_stdio();
     sys::signal::default_sigpipe_ignored();
-    run_entries_after();
     let mut parts = order.split(':');
     let (version, build) = (parts.next(), parts.next());
     if version != Some(env!("CARGO_PKG_VERSION")) {
@@ -95,7 +94,9 @@ fn enter(order: &str, run_entries_after: impl FnOnce()) -> ! {
     if build != Some(program::build_id()) {
         crate::reduction::set_other_build_than_parent();
     }
-    run(control, true)
+    let start = Start::receive(control);
+    run_entries_after();
+    run(start, true)
 }
 
 /// Tells the parent why this child cannot run, and ends it.
@@ -124,18 +125,45 @@ fn find(work: &Work) -> std::result::Result<Found, String> {
     }
 }
 
-/// Becomes the child that the order on `control` describes, runs its target, and ends.
+/// A child that knows what it is to become.
+pub(crate) struct Start {
+    control: Fd,
+    order: Letter<Order>,
+    /// Of a worker: its guardian, which is what its parent waits for.
+    guardian: Option<i32>,
+}
+
+impl Start {
+    /// Waits for the order on `control`. A worker comes back from here as a copy, which its
+    /// guardian has made: so before any thread, and before anything that is best done once.
+    pub(crate) fn receive(control: Fd) -> Self {
+        let order = match control::receive::<Order>(control.as_fd(), Mode::Wait) {
+            Ok(Some(order)) => order,
+            // The parent is gone, or has given up.
+            Ok(None) => sys::process::exit_now(1),
+            Err(error) => refuse(&control, format!("its order cannot be read: {error}")),
+        };
+        // A copy would lack other threads, which a constructor may have started.
+        let alone = sys::process::thread_count().is_ok_and(|threads| threads == 1);
+        let guarded = order.head.worker && alone && !sys::without(sys::Mechanism::Guardian);
+        let guardian = guarded.then(|| match sys::guardian::split(control.as_fd()) {
+            Ok(guardian) => guardian,
+            Err(error) => refuse(&control, format!("no guardian can be put before it: {error}")),
+        });
+        set_phase(Phase::Bootstrapping);
+        // Here, where this is the main thread, whose name is the process's.
+        sys::process::set_title(&order.head.name);
+        Self { control, order, guardian }
+    }
+}
+
+/// Becomes the child that the order describes, runs its target, and ends.
 ///
 /// `own_handlers` says whether C's exit handlers are this process's own.
-pub(crate) fn run(control: Fd, own_handlers: bool) -> ! {
+pub(crate) fn run(start: Start, own_handlers: bool) -> ! {
+    let Start { control, order, guardian } = start;
     set_phase(Phase::Bootstrapping);
-    let letter = match control::receive::<Order>(control.as_fd(), Mode::Wait) {
-        Ok(Some(letter)) => letter,
-        // The parent is gone, or has given up.
-        Ok(None) => sys::process::exit_now(1),
-        Err(error) => refuse(&control, format!("its order cannot be read: {error}")),
-    };
-    let (order, bytes, attachments) = letter.split();
+    let (order, bytes, attachments) = order.split();
     let found = find(&order.work);
     if let Err(error) = settle(order, &control) {
         refuse(&control, error.to_string());
@@ -144,7 +172,15 @@ pub(crate) fn run(control: Fd, own_handlers: bool) -> ! {
         Ok(found) => found,
         Err(why) => refuse(&control, why),
     };
-    let ready = Report::Ready { pid: sys::process::getpid() };
+    let pid = sys::process::getpid();
+    let ready = match guardian {
+        Some(guardian) => {
+            // Where there are no pidfds the guardian is asked instead.
+            let pidfd = sys::process::pidfd_open(pid).ok().map(Handle::new);
+            Report::Ready { pid: guardian, ward: Some(Guarded { pid, pidfd }) }
+        }
+        None => Report::Ready { pid, ward: None },
+    };
     if control::send(control.as_fd(), &ready, &[], Vec::new(), Mode::Wait).is_err() {
         // Its start was given up.
         sys::process::exit_now(1);
@@ -222,7 +258,6 @@ fn settle(mut order: Order, control: &Fd) -> std::io::Result<()> {
     }
     sys::fault::install(control.as_raw_fd());
     guard_thread();
-    sys::process::set_title(&order.name);
     crate::log::set_level_from_parent(order.log_level);
     crate::context::inherit(order.method, order.executable.take());
     Identity::become_child(order)

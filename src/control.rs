@@ -16,8 +16,8 @@ use crate::error::RemotePanic;
 use crate::function::{FnId, TaskFailure};
 use crate::reduction::packet::{self, Packet};
 use crate::reduction::{Attachments, Handle, Incoming, Peer, decode, encode};
-use crate::sys::Fd;
 use crate::sys::socket::Mode;
+use crate::sys::{self, Fd};
 
 /// Everything a child needs to become the process that it is.
 #[derive(Debug, Serialize, Deserialize)]
@@ -76,10 +76,12 @@ pub(crate) enum Report {
         pid: i32,
         pidfd: Option<Handle>,
     },
-    /// The target is about to run. The id is told once more, as the fork server may have died
-    /// before it could.
+    /// The target is about to run. The id of the parent's child is told once more, as the fork
+    /// server may have died before it could.
     Ready {
         pid: i32,
+        /// Who runs it, if that is not the child but one that the child guards.
+        ward: Option<Guarded>,
     },
     /// It will not run, and why.
     Refused(String),
@@ -89,11 +91,22 @@ pub(crate) enum Report {
     Panicked(RemotePanic),
     /// The last words.
     Exiting(i32),
+    /// From a guardian: its ward's memory was dumped.
+    #[serde(skip)]
+    CoreDumped,
     /// What the fault handler saw.
     #[serde(skip)]
     Fault {
         stack_overflow: bool,
     },
+}
+
+/// A worker behind its guardian.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Guarded {
+    pub(crate) pid: i32,
+    /// None where the kernel gives none.
+    pub(crate) pidfd: Option<Handle>,
 }
 
 /// A report or order, and what stands behind it.
@@ -170,10 +183,12 @@ impl FromRaw for Order {
     }
 }
 
-/// A signal handler may only call `send`, so what it says has a fixed form: see `sys::fault`.
+/// A signal handler and a guardian only call `send`, so what they say has a fixed form: see
+/// `sys::fault` and `sys::guardian`.
 impl FromRaw for Report {
     fn from_raw(bytes: &[u8]) -> Option<Self> {
         match bytes {
+            sys::guardian::CORE_DUMPED => Some(Self::CoreDumped),
             [b'F', kind, ..] => Some(Self::Fault { stack_overflow: *kind == 1 }),
             _ => None,
         }

@@ -43,14 +43,15 @@ fn become_child(control: RawFd) -> ! {
     let _ = sys::fd::null_stdin();
     sys::signal::reset_signals();
     sys::signal::default_sigpipe_ignored();
+    let Ok(control) = sys::fd::from_raw_checked(control) else { sys::process::exit_now(1) };
+    let start = bootstrap::Start::receive(control);
     // This thread is inside of the parent's runtime, as it seems to Tokio: it stays where it is,
     // and another one is the child. No fork of that one need fear this one's locks.
     sys::threads::adopt_current();
     let child = sys::threads::spawn("main", move || {
-        let Ok(control) = sys::fd::from_raw_checked(control) else { sys::process::exit_now(1) };
         util::run_after_fork();
         // C's exit handlers are copies of the parent's.
-        bootstrap::run(control, false)
+        bootstrap::run(start, false)
     });
     if let Ok(thread) = child {
         let _ = thread.join();

@@ -135,7 +135,7 @@ fn serve(preload: Preload, requests: Handle, ready: Handle) -> ExitCode {
     // Closed before the first request, whose socket may then have its number.
     own.retain(|fd| *fd != ready.as_raw_fd());
     let answer = match run_preload(&preload).and_then(|()| alone()) {
-        Ok(()) => Report::Ready { pid: sys::process::getpid() },
+        Ok(()) => Report::Ready { pid: sys::process::getpid(), ward: None },
         Err(why) => Report::Refused(why),
     };
     let sent = control::send(ready.as_fd(), &answer, &[], Vec::new(), Mode::Wait);
@@ -164,7 +164,7 @@ fn make_child(control: Fd, servers: &[RawFd]) {
             sys::fd::close_inherited(servers);
             // The server's only disposition that is not for its children.
             sys::signal::default_interrupt();
-            bootstrap::run(control, false)
+            bootstrap::run(bootstrap::Start::receive(control), false)
         }
         Ok(Sibling::Parent { pid, pidfd }) => Report::Born { pid, pidfd: pidfd.map(Handle::new) },
         Err(error) => Report::Refused(format!("the fork server cannot fork: {error}")),

@@ -191,27 +191,21 @@ fn the_tail_of_stderr_is_its_end() {
     });
 }
 
-/// A child that keeps the worker's stderr open does not keep its death back.
+/// Who else keeps the worker's stderr open does not keep its death back.
 #[test]
 fn a_death_is_told_though_stderr_stays_open() {
-    fn leave_one_behind(marker: String) {
-        // A session of its own is beyond the reach of the worker's process group.
-        let script = format!("sleep 30 # {marker}");
-        let mut command = Command::new("setsid");
-        drop(command.args(["sh", "-c", &script]).spawn().unwrap());
-        while support::processes_with(&marker).is_empty() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        eprint!("the end");
-        support::kill_9(pid());
-    }
     run(40, async {
         let pool = Pool::new(1).await.unwrap();
-        let marker = format!("left-behind-{}", pid());
-        let died = worker_died(pool.apply(leave_one_behind, (marker.clone(),)).await.unwrap_err());
-        assert_eq!(died.stderr_tail, "the end");
+        let worker = pool.apply(pid, ()).await.unwrap();
+        let stderr = format!("/proc/{worker}/fd/2");
+        let _kept = std::fs::OpenOptions::new().write(true).open(stderr).unwrap();
+        let cry = || {
+            eprint!("the end");
+            support::kill_9(pid());
+        };
+        let died = worker_died(pool.apply(cry, ()).await.unwrap_err());
+        assert_eq!((died.pid, &*died.stderr_tail), (worker, "the end"));
         assert_eq!(pool.apply(square, (2,)).await.unwrap(), 4);
-        support::processes_with(&marker).into_iter().for_each(support::kill_9);
     });
 }
 

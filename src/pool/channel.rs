@@ -128,6 +128,11 @@ impl Link {
             Ok(false) | Err(Corrupt) => Sent::Corrupt,
         }
     }
+
+    /// What has to be rung for the worker to see what was published.
+    pub(super) fn bell(&self) -> Option<Arc<Fd>> {
+        self.worker.must_ring().then(|| self.bell.clone())
+    }
 }
 
 /// By which a worker on a thread learns that nobody waits for it any more.
@@ -183,7 +188,7 @@ impl<J: Ticket> Lane<J> for Attached {
     }
 
     fn bell(&self) -> Option<Arc<Fd>> {
-        self.link.worker.must_ring().then(|| self.link.bell.clone())
+        self.link.bell()
     }
 
     fn pid(&self) -> Option<i32> {

@@ -11,7 +11,7 @@ use tokio::io::Interest;
 use tokio::task::yield_now;
 use tokio_util::sync::CancellationToken;
 
-use super::channel::{Attached, Replies, channel};
+use super::channel::{Attached, Link, Replies, channel};
 use super::host::{Host, Thread};
 use super::memory::was_refused_memory;
 use super::output::{Output, Streams};
@@ -383,22 +383,12 @@ impl Drop for Handed {
 impl Recipe {
     async fn start(&self, ring: &Arc<Fd>, name: String) -> Result<Box<Born>> {
         let (mut link, replies, mut setup) = channel(ring)?;
-        for (seq, (what, spec, args)) in self.preparations.iter().enumerate() {
-            setup.preparations.push(*what);
-            // The first frames, before there is anybody to read them.
-            let run = Run::new(spec.clone(), 0, 1, args.clone());
-            match link.send(seq as u32, &run) {
-                Sent::Yes => {}
-                Sent::Impossible(why) => return Err(TaskError::NotStarted(why).into()),
-                Sent::NoRoom | Sent::Corrupt => {
-                    return Err(Error::invalid("the initializer's or the state's arguments are too large"));
-                }
-            }
-        }
+        setup.preparations.extend(self.preparations.iter().map(|(what, ..)| *what));
         setup.max_tasks = self.max_tasks;
         setup.faults = self.faults.clone();
         setup.name.clone_from(&name);
         if self.in_process {
+            self.prepare(&mut link)?;
             let host = Host::Thread(Thread::start(name, setup, link.leash())?);
             return Ok(Box::new(Born { lane: Attached { link, host }, replies, streams: None }));
         }
@@ -413,8 +403,27 @@ impl Recipe {
             .output_to(stdout, stderr)
             .start()
             .await?;
+        // Not before: a start that is given up kills the process, but knows nothing yet of what user
+        // code may have started there.
+        self.prepare(&mut link).inspect_err(|_| process.kill_tree())?;
         let lane = Attached { link, host: Host::Process(process) };
         Ok(Box::new(Born { lane, replies, streams: Some(streams) }))
+    }
+
+    /// Sends the first frames.
+    fn prepare(&self, link: &mut Link) -> Result<()> {
+        for (seq, (_, spec, args)) in self.preparations.iter().enumerate() {
+            let run = Run::new(spec.clone(), 0, 1, args.clone());
+            match link.send(seq as u32, &run) {
+                Sent::Yes => {}
+                Sent::Impossible(why) => return Err(TaskError::NotStarted(why).into()),
+                Sent::NoRoom | Sent::Corrupt => {
+                    return Err(Error::invalid("the initializer's or the state's arguments are too large"));
+                }
+            }
+        }
+        link.bell().inspect(|bell| sys::fd::ring(bell.as_fd()));
+        Ok(())
     }
 }
 

@@ -2,11 +2,11 @@
 
 use crate::sys::{AsFd, BorrowedFd};
 use std::io;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Poll;
 
 use super::exit_status::ExitStatus;
-use crate::control::{self, Letter, Report};
+use crate::control::{self, Guarded, Letter, Report};
 use crate::error::TaskError;
 use crate::sys::per_process::process_token;
 use crate::sys::process::{self as kernel, Exit, Held};
@@ -19,18 +19,30 @@ use crate::util::lock;
 /// Whoever looks first after its end takes its status from the kernel; then all know.
 #[derive(Debug)]
 pub(crate) struct Child {
-    pub(crate) pid: i32,
+    /// Of the process that this one waits for, which may be a guardian.
+    pid: i32,
     held: Held,
     pub(crate) control: Arc<Fd>,
     /// The process that started it: no other may wait for it.
     owner: u64,
+    /// Whom it guards, once that is known: a worker that is about to run.
+    ward: OnceLock<Ward>,
     end: Mutex<End>,
+}
+
+/// A worker behind its guardian, which is its parent and reaps it.
+#[derive(Debug)]
+struct Ward {
+    pid: i32,
+    /// None where the kernel gives none.
+    pidfd: Option<Fd>,
 }
 
 #[derive(Debug, Default)]
 struct End {
     status: Option<ExitStatus>,
     stack_overflow: bool,
+    core_dumped: bool,
     last_words: Option<i32>,
     answer: Option<Answer>,
 }
@@ -43,6 +55,7 @@ impl End {
         match letter.split() {
             (Report::Exiting(code), ..) => self.last_words = Some(code),
             (Report::Fault { stack_overflow }, ..) => self.stack_overflow |= stack_overflow,
+            (Report::CoreDumped, ..) => self.core_dumped = true,
             (Report::Value, bytes, attachments) => self.answer = Some(Ok((bytes, attachments))),
             (Report::Failed(failure), ..) => self.answer = Some(Err(failure.into_error())),
             (Report::Panicked(panic), ..) => self.answer = Some(Err(TaskError::Panicked(panic))),
@@ -53,7 +66,8 @@ impl End {
 
 impl Child {
     fn new(pid: i32, held: Held, control: Arc<Fd>) -> Arc<Self> {
-        Arc::new(Self { pid, held, control, owner: process_token(), end: Mutex::default() })
+        let (owner, ward, end) = (process_token(), OnceLock::new(), Mutex::default());
+        Arc::new(Self { pid, held, control, owner, ward, end })
     }
 
     /// The child that a report tells of: the fork server does at its birth, and the child itself
@@ -64,7 +78,7 @@ impl Child {
     pub(crate) fn announced(report: &mut Report, control: &Arc<Fd>) -> io::Result<Option<Arc<Self>>> {
         let (pid, pidfd) = match report {
             Report::Born { pid, pidfd } => (*pid, pidfd.take()),
-            Report::Ready { pid } => (*pid, None),
+            Report::Ready { pid, .. } => (*pid, None),
             _ => return Ok(None),
         };
         let child = match pidfd {
@@ -89,6 +103,26 @@ impl Child {
                 Err(error)
             }
         }
+    }
+
+    /// Notes whom it guards.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub(crate) fn guards(&self, ward: Guarded) -> io::Result<()> {
+        let pidfd = ward.pidfd.map(crate::reduction::Handle::into_fd).transpose()?;
+        let _ = self.ward.set(Ward { pid: ward.pid, pidfd });
+        Ok(())
+    }
+
+    /// The id of the process that runs the target.
+    pub(crate) fn pid(&self) -> i32 {
+        self.ward.get().map_or(self.pid, |ward| ward.pid)
+    }
+
+    /// Of one behind a guardian, what tells of its own end, before its guardian's.
+    pub(crate) fn ward(&self) -> Option<BorrowedFd<'_>> {
+        self.ward.get()?.pidfd.as_ref().map(Fd::as_fd)
     }
 
     pub(crate) fn is_ours(&self) -> bool {
@@ -158,6 +192,9 @@ impl Child {
         if end.status.is_none() {
             let exit = match self.held.try_wait() {
                 Ok(Some(Exit::Unknown)) | Err(_) => end.last_words.map_or(Exit::Unknown, Exit::Code),
+                Ok(Some(Exit::Signal { signal, core })) => {
+                    Exit::Signal { signal, core: core || end.core_dumped }
+                }
                 Ok(Some(exit)) => exit,
                 Ok(None) => return None,
             };
@@ -173,17 +210,29 @@ impl Child {
         if end.status.is_some() { Ok(()) } else { self.held.signal(signal) }
     }
 
-    /// Kills it and, if it leads a process group, all that is in it. The group is safe to name only
-    /// while the leader is not reaped: until then nobody else can have its number, and a process
-    /// that leads none has none by its number.
+    /// Kills it with what it has started: behind a guardian all of that, else what is in the
+    /// process group that it leads. That group is safe to name only while the leader is not reaped:
+    /// until then nobody else can have its number, and a process that leads none has none by its
+    /// number.
     pub(crate) fn kill_tree(&self) {
         if !self.is_ours() {
             return;
         }
         let end = lock(&self.end);
-        if end.status.is_none() {
+        if end.status.is_some() {
+            return;
+        }
+        let Some(ward) = self.ward.get() else {
             let _ = kernel::kill_group(self.pid, sys::signal::KILL);
             let _ = self.held.signal(sys::signal::KILL);
+            return;
+        };
+        // First what has a processor, which the guardian may have to wait for.
+        if let Some(pidfd) = &ward.pidfd {
+            let _ = kernel::pidfd_signal_group(pidfd.as_fd(), sys::signal::KILL);
+            let _ = kernel::pidfd_signal(pidfd.as_fd(), sys::signal::KILL);
         }
+        sys::socket::shut_down(self.control.as_fd());
+        let _ = self.held.signal(sys::signal::CONT);
     }
 }

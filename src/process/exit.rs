@@ -7,7 +7,7 @@ use std::sync::{Condvar, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use super::finalize::run_finalizers;
-use super::table;
+use super::{CLEARED_AWAY, table};
 use crate::control::{self, Report};
 use crate::sys::per_process::PerProcess;
 use crate::sys::socket::Mode;
@@ -78,7 +78,10 @@ fn run_exit_path() {
         // A worker takes no notice of SIGTERM, and its pool ends with this process.
         if entry.about.internal || !wait(entry, Some(GRACE)) {
             entry.child.kill_tree();
-            wait(entry, None);
+            if !wait(entry, Some(CLEARED_AWAY)) {
+                let _ = entry.child.signal(sys::signal::KILL);
+                wait(entry, None);
+            }
         }
     }
 }

@@ -56,6 +56,10 @@ use crate::function::Target;
 use crate::reduction::Message;
 use crate::sys;
 
+/// How long a guardian has, after its worker's end, for what the worker has left behind. Then it is
+/// killed, and what it could not end is out of reach.
+pub(crate) const CLEARED_AWAY: Duration = Duration::from_secs(5);
+
 /// What is said of a child when it is made.
 #[derive(Debug)]
 pub(crate) struct About {
@@ -127,7 +131,7 @@ impl Process {
 
     /// Its process id.
     pub fn pid(&self) -> i32 {
-        self.child.pid
+        self.child.pid()
     }
 
     /// Its name: as given, or `Process-` and the path of child numbers that leads to it.
@@ -266,12 +270,21 @@ impl Process {
         }
     }
 
-    /// Waits for its end without reaping it, so that its group can still be killed safely.
+    /// Waits for its end without reaping it, so that its group can still be killed safely; behind
+    /// a guardian, for the end of all that it has started.
     pub(crate) async fn exited(&self) -> Result<()> {
+        if let Some(ward) = self.child.ward() {
+            reactor::readable(ward).await?;
+            // Its guardian may be stopped, or wait for something that cannot die.
+            let _ = self.child.signal(sys::signal::CONT);
+            if !reactor::readable_within(self.child.exit(), CLEARED_AWAY).await? {
+                let _ = self.child.signal(sys::signal::KILL);
+            }
+        }
         Ok(reactor::readable(self.child.exit()).await?)
     }
 
-    /// SIGKILL for it and all that is in its process group. Must come before it is reaped.
+    /// SIGKILL for it and what it has started. Must come before it is reaped.
     pub(crate) fn kill_tree(&self) {
         self.child.kill_tree();
     }

@@ -109,7 +109,7 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
         biased;
         child = started => {
             let child = child?;
-            crate::log::info(format_args!("child process {} calling its target: pid {}", plan.about.name, child.pid));
+            crate::log::info(format_args!("child process {} calling its target: pid {}", plan.about.name, child.pid()));
             Ok(Process::new(child, Arc::new(plan.about)))
         }
         over = deadline.over() => {
@@ -157,7 +157,12 @@ impl Newborn {
                     }
                     match letter.head {
                         Report::Born { .. } => {}
-                        Report::Ready { .. } => ready = true,
+                        Report::Ready { ward, .. } => {
+                            if let (Some(child), Some(ward)) = (&self.child, ward) {
+                                child.guards(ward)?;
+                            }
+                            ready = true;
+                        }
                         Report::Refused(why) => return Err(StartError::Refused(why).into()),
                         _ => early.push(letter),
                     }

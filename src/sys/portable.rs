@@ -136,6 +136,16 @@ pub(crate) mod fd {
     }
 }
 
+pub(crate) mod guardian {
+    use super::*;
+
+    pub(crate) const CORE_DUMPED: &[u8] = b"C";
+
+    pub(crate) fn split(_: BorrowedFd<'_>) -> io::Result<i32> {
+        unsupported()
+    }
+}
+
 pub(crate) mod init {
     pub(crate) const VARIABLE: &str = "TOKIO_MULTIPROCESS_CHILD";
 
@@ -332,6 +342,9 @@ pub(crate) mod process {
     pub(crate) fn is_refusal(_: &io::Error) -> bool {
         false
     }
+    pub(crate) fn pidfd_signal_group(_: BorrowedFd<'_>, _: i32) -> io::Result<()> {
+        unsupported()
+    }
     pub(crate) fn kill_group(_: i32, _: i32) -> io::Result<()> {
         unsupported()
     }
@@ -397,6 +410,7 @@ pub(crate) mod signal {
     pub(crate) const INT: i32 = 2;
     pub(crate) const KILL: i32 = 9;
     pub(crate) const STOP: i32 = 19;
+    pub(crate) const CONT: i32 = 18;
     pub(crate) const TERM: i32 = 15;
 
     pub(crate) fn name(signal: i32) -> String {
@@ -440,6 +454,7 @@ pub(crate) mod socket {
     ) -> io::Result<()> {
         unsupported()
     }
+    pub(crate) fn shut_down(_: BorrowedFd<'_>) {}
     pub(crate) fn is_gone(_: &io::Error) -> bool {
         true
     }

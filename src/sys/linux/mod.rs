@@ -3,6 +3,7 @@
 pub(crate) mod env;
 pub(crate) mod fault;
 pub(crate) mod fd;
+pub(crate) mod guardian;
 pub(crate) mod init;
 pub(crate) mod interrupt;
 pub(crate) mod memory;

@@ -111,6 +111,21 @@ pub(crate) fn pidfd_signal(pidfd: BorrowedFd, signal: i32) -> io::Result<()> {
     Ok(())
 }
 
+/// Sends a signal to every process of the group that this one leads or has led, were its number
+/// long another's.
+///
+/// # Errors
+/// On kernels before 6.9, too, which cannot.
+pub(crate) fn pidfd_signal_group(pidfd: BorrowedFd, signal: i32) -> io::Result<()> {
+    const PIDFD_SIGNAL_PROCESS_GROUP: libc::c_uint = 1 << 2;
+    let (fd, flags) = (pidfd.as_raw_fd(), PIDFD_SIGNAL_PROCESS_GROUP);
+    let info = std::ptr::null::<libc::siginfo_t>();
+    // SAFETY: a null `siginfo_t` asks for the one that `kill` would send.
+    let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, info, flags) };
+    Errno::result(result)?;
+    Ok(())
+}
+
 /// Sends a signal to every process of a group.
 ///
 /// # Errors
@@ -154,28 +169,32 @@ pub(crate) enum Exit {
 
 /// Whom [`wait_for`] waits for.
 #[derive(Clone, Copy)]
-enum Whom<'a> {
+pub(super) enum Whom<'a> {
     Pidfd(BorrowedFd<'a>),
     Pid(i32),
+    /// Whichever child.
+    Any,
 }
 
 /// `waitid`, which nix cannot express: death by a real-time signal would be lost.
-fn wait_for(whom: Whom<'_>, flags: i32) -> nix::Result<Option<Exit>> {
+pub(super) fn wait_for(whom: Whom<'_>, flags: i32) -> nix::Result<Option<(i32, Exit)>> {
     let (kind, id) = match whom {
         Whom::Pidfd(pidfd) => (libc::P_PIDFD, pidfd.as_raw_fd()),
         Whom::Pid(pid) => (libc::P_PID, pid),
+        Whom::Any => (libc::P_ALL, 0),
     };
     let mut info = MaybeUninit::<libc::siginfo_t>::zeroed();
     // SAFETY: `info` is room for a `siginfo_t`.
     Errno::result(unsafe { libc::waitid(kind, id as libc::id_t, info.as_mut_ptr(), flags) })?;
     // SAFETY: zeroed before, and filled by `waitid` if there is something to tell.
     let info = unsafe { info.assume_init() };
-    // SAFETY: these fields are what `waitid` fills; all zero while the process runs.
+    // SAFETY: these fields are what `waitid` fills; all zero if nobody has exited.
     let (pid, status) = unsafe { (info.si_pid(), info.si_status()) };
-    Ok((pid != 0).then_some(match info.si_code {
+    let exit = match info.si_code {
         libc::CLD_EXITED => Exit::Code(status),
         code => Exit::Signal { signal: status, core: code == libc::CLD_DUMPED },
-    }))
+    };
+    Ok((pid != 0).then_some((pid, exit)))
 }
 
 /// Reaps the process if it has exited, and says how; `None` while it runs.
@@ -185,7 +204,7 @@ fn status_of(whom: Whom<'_>, has_exited: impl FnOnce() -> bool) -> io::Result<Op
     match wait_for(whom, libc::WEXITED | libc::WNOHANG) {
         Err(Errno::EINTR) => Ok(None),
         Err(Errno::ECHILD) => Ok(has_exited().then_some(Exit::Unknown)),
-        result => Ok(result?),
+        result => Ok(result?.map(|(_, exit)| exit)),
     }
 }
 
@@ -261,10 +280,12 @@ pub(crate) fn thread_count() -> io::Result<u64> {
 /// at a character, and at a NUL.
 pub(crate) fn set_title(name: &str) {
     let name = name.split('\0').next().unwrap_or_default();
-    let end = (0..=15).rev().find(|&end| name.is_char_boundary(end));
-    if let Ok(name) = CString::new(&name[..end.unwrap_or(0)]) {
+    let end = (0..=15).rev().find(|&end| name.is_char_boundary(end)).unwrap_or(0);
+    let mut title = [0; 16];
+    title[..end].copy_from_slice(&name.as_bytes()[..end]);
+    if let Ok(title) = CStr::from_bytes_until_nul(&title) {
         // Cosmetic: nothing hangs on it.
-        let _ = nix::sys::prctl::set_name(&name);
+        let _ = nix::sys::prctl::set_name(title);
     }
 }
 

@@ -9,6 +9,7 @@ pub(crate) const ABRT: i32 = libc::SIGABRT;
 pub(crate) const INT: i32 = libc::SIGINT;
 pub(crate) const KILL: i32 = libc::SIGKILL;
 pub(crate) const STOP: i32 = libc::SIGSTOP;
+pub(crate) const CONT: i32 = libc::SIGCONT;
 pub(crate) const TERM: i32 = libc::SIGTERM;
 
 /// `SIGKILL` and so on.

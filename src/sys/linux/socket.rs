@@ -56,6 +56,12 @@ pub(crate) fn seqpacket_pair() -> io::Result<(OwnedFd, OwnedFd)> {
     Ok((a, b))
 }
 
+/// Tells the other end that nothing more will come from this one, which goes on receiving.
+pub(crate) fn shut_down(fd: BorrowedFd) {
+    // It fails only where there is no other end.
+    let _ = nix::sys::socket::shutdown(fd.as_raw_fd(), nix::sys::socket::Shutdown::Write);
+}
+
 /// Sends the concatenation of `parts` as one message, with duplicates of `fds` beside it.
 ///
 /// # Errors

@@ -1,0 +1,252 @@
+//! The guardian: a tiny process between a pool and a worker, in whose reach everything stays that
+//! the worker starts.
+//!
+//! A process that calls `setsid`, or whose parent ends, leaves its group and its tree; only an
+//! ancestor that is a *child subreaper* gets it back. So a process on its way to become a worker
+//! splits itself: the copy becomes the worker, and what was there becomes its guardian, which does
+//! nothing but wait. When the worker ends, or the pool says so, it kills its children, thereby
+//! inherits theirs, and goes on until it has none; then it ends as the worker did, for the pool is
+//! its parent and has to learn of it.
+//!
+//! It kills none but its own children. Nobody else can reap these, so no number of theirs can have
+//! passed to a stranger.
+
+use std::io;
+use std::mem::zeroed;
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
+use std::ptr::null_mut;
+use std::time::Duration;
+
+use libc::c_int;
+use nix::fcntl::OFlag;
+use nix::poll::{PollFd, PollFlags, ppoll};
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
+use nix::sys::time::TimeSpec;
+
+use super::process::{Exit, Fork, Whom};
+use super::process::{exit_now, fork, getpid, kill_group, set_own_group, set_title, wait_for};
+use super::socket::{Mode, send};
+
+/// What the guardian says of a worker whose memory was dumped, as its own status cannot.
+pub(crate) const CORE_DUMPED: &[u8] = b"C";
+
+/// The number that the socket to the pool has in a guardian. It holds no other descriptor, so that
+/// nobody waits for the end of a pipe or socket on its account.
+const CONTROL: RawFd = 0;
+
+/// How soon the guardian looks again for children, at first and at most: one that comes from below
+/// another, which is itself slow to die, is not told of.
+const LOOK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+
+/// Splits this process, which has one thread. Returns in the copy, with the guardian's id; the
+/// process that called becomes the guardian, and ends as one.
+///
+/// The pool holds the other end of `control`. That it shuts it down for writing, or closes it and
+/// be it by its death, means the end of the worker and of all that it has started.
+///
+/// # Errors
+/// When the process cannot be copied: it is a child like any other then.
+pub(crate) fn split(control: BorrowedFd) -> io::Result<i32> {
+    let guardian = getpid();
+    // The worker is in this group until it makes its own. A kill of the group that this process
+    // was born in must not hit the guardian.
+    set_own_group()?;
+    nix::sys::prctl::set_child_subreaper(true)?;
+    // Before there is a child whose end could be missed. Where SIGCHLD is ignored the kernel would
+    // keep no status for anybody.
+    let before = Signals::take();
+    match fork() {
+        Ok(Fork::Parent { pid }) => watch(pid, control),
+        Ok(Fork::Child) => {
+            before.restore();
+            let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+            // Of a death before this moment no signal tells.
+            if nix::unistd::getppid().as_raw() != guardian {
+                exit_now(1);
+            }
+            Ok(guardian)
+        }
+        Err(error) => {
+            before.restore();
+            Err(error)
+        }
+    }
+}
+
+/// Signals as they were before the guardian blocked them all: it ends with its worker, and not
+/// because a terminal or a service manager says so.
+struct Signals {
+    mask: SigSet,
+    child: libc::sigaction,
+}
+
+impl Signals {
+    fn take() -> Self {
+        extern "C" fn do_nothing(_: c_int) {}
+        // SAFETY: all-zero is no flags and an empty mask.
+        let mut quiet: libc::sigaction = unsafe { zeroed() };
+        // With a handler, since what is ignored by default wakes nobody.
+        quiet.sa_sigaction = do_nothing as extern "C" fn(c_int) as usize;
+        quiet.sa_flags = libc::SA_NOCLDSTOP;
+        // SAFETY: room for what the call fills in below.
+        let mut child = unsafe { zeroed() };
+        // SAFETY: both outlive the call, and the handler is async-signal-safe.
+        unsafe { libc::sigaction(libc::SIGCHLD, &quiet, &mut child) };
+        let mut mask = SigSet::empty();
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), Some(&mut mask))
+            .expect("a full mask is valid");
+        Self { mask, child }
+    }
+
+    fn restore(&self) {
+        // SAFETY: what was in force before.
+        unsafe { libc::sigaction(libc::SIGCHLD, &self.child, null_mut()) };
+        pthread_sigmask(SigmaskHow::SIG_SETMASK, Some(&self.mask), None).expect("an earlier mask is valid");
+    }
+}
+
+/// The guardian's life. It allocates nothing: its memory stays shared with the worker's, or with
+/// the process that both are copies of.
+fn watch(worker: i32, control: BorrowedFd) -> ! {
+    // SAFETY: two numbers. No owner of a descriptor is ever used or dropped in this process again.
+    if control.as_raw_fd() != CONTROL && unsafe { libc::dup2(control.as_raw_fd(), CONTROL) } != CONTROL {
+        // Its worker goes with it.
+        exit_now(1);
+    }
+    super::fd::close_from(CONTROL + 1);
+    // Not to keep a file system in use.
+    let _ = nix::unistd::chdir(c"/");
+    set_title("mp-guardian");
+    // SAFETY: just made, and open as long as this process lives.
+    let control = unsafe { BorrowedFd::borrow_raw(CONTROL) };
+
+    let mut exit = None;
+    let mut ordered = false;
+    let mut pause = LOOK.0;
+    while reap(worker, &mut exit) {
+        if exit.is_none() && !ordered {
+            ordered = rest(Some(control), None);
+            if ordered {
+                // Not reaped, so the number is its own, and so is its group's.
+                let _ = kill_group(worker, libc::SIGKILL);
+                kill(worker);
+            }
+        } else if for_each_child(kill).is_ok() || exit.is_none() {
+            rest(None, Some(pause));
+            pause = (2 * pause).min(LOOK.1);
+        } else {
+            // Without a list there is nothing to go by: what has left the group lives on.
+            break;
+        }
+    }
+    end_as(exit.unwrap_or(Exit::Unknown), control)
+}
+
+/// Reaps whoever is dead, the worker only when its group is; false if no child is left.
+fn reap(worker: i32, exit: &mut Option<Exit>) -> bool {
+    let flags = libc::WEXITED | libc::WNOHANG;
+    loop {
+        match wait_for(Whom::Any, flags | libc::WNOWAIT) {
+            Ok(Some((pid, status))) => {
+                // Later its number may be another's.
+                if pid == worker && exit.is_none() {
+                    let _ = kill_group(worker, libc::SIGKILL);
+                    *exit = Some(status);
+                }
+                let _ = wait_for(Whom::Pid(pid), flags);
+            }
+            Ok(None) => return true,
+            Err(_) => return false,
+        }
+    }
+}
+
+fn kill(child: i32) {
+    // SAFETY: takes integers only.
+    unsafe { libc::kill(child, libc::SIGKILL) };
+}
+
+/// Waits until a child ends or the time is up; true if instead the pool has said its word, or is
+/// gone.
+fn rest(control: Option<BorrowedFd>, time: Option<Duration>) -> bool {
+    let mut mask = SigSet::all();
+    mask.remove(Signal::SIGCHLD);
+    // Nothing is sent after the order, so what can be read is the end.
+    let mut polled = control.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    let polled = polled.as_mut().map_or(&mut [][..], std::slice::from_mut);
+    ppoll(polled, time.map(TimeSpec::from_duration), Some(mask)).is_ok_and(|ready| ready > 0)
+}
+
+/// Calls `f` with each child's id, or with those of the first hundreds.
+///
+/// # Errors
+/// When no list is to be had: without `/proc`.
+fn for_each_child(f: impl Fn(i32)) -> io::Result<()> {
+    let mut list = [0; 4096];
+    let Some(len) = read_children(&mut list) else { return scan_for_children(f) };
+    // Each number ends with a space; one that is cut off does not.
+    let whole = list[..len].iter().rposition(|byte| *byte == b' ').unwrap_or(0);
+    let texts = list[..whole].split(|byte| *byte == b' ');
+    texts.filter_map(|text| std::str::from_utf8(text).ok()?.parse().ok()).for_each(f);
+    Ok(())
+}
+
+/// The kernel's own list, which some kernels do not have.
+fn read_children(list: &mut [u8]) -> Option<usize> {
+    let file = nix::fcntl::open(
+        c"/proc/thread-self/children",
+        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
+        nix::sys::stat::Mode::empty(),
+    );
+    nix::unistd::read(file.ok()?, list).ok()
+}
+
+/// The same by looking at every process that there is.
+fn scan_for_children(f: impl Fn(i32)) -> io::Result<()> {
+    let this = getpid();
+    for entry in std::fs::read_dir("/proc")? {
+        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
+        let Ok(stat) = std::fs::read(format!("/proc/{pid}/stat")) else { continue };
+        // The name before may hold anything, and ends with the last parenthesis; the state follows.
+        let stat = String::from_utf8_lossy(&stat);
+        let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1));
+        if parent.and_then(|parent| parent.parse().ok()) == Some(this) {
+            f(pid);
+        }
+    }
+    Ok(())
+}
+
+/// Ends this process as its worker has ended.
+fn end_as(exit: Exit, control: BorrowedFd) -> ! {
+    let signal = match exit {
+        Exit::Code(code) => exit_now(code),
+        Exit::Unknown => exit_now(255),
+        Exit::Signal { signal, core } => {
+            if core {
+                let _ = send(control, &[io::IoSlice::new(CORE_DUMPED)], &[], Mode::Try);
+            }
+            signal
+        }
+    };
+    // Its own memory is of no interest, whether a file or a program would take it.
+    let _ = setrlimit(Resource::RLIMIT_CORE, 0, 0);
+    let _ = nix::sys::prctl::set_dumpable(false);
+    die_of(signal);
+    // Not a signal that ends anybody.
+    exit_now(128 + signal)
+}
+
+/// Lets this one signal through, and no other that may have come in the meantime.
+fn die_of(signal: i32) {
+    // SAFETY: all-zero is SIG_DFL, no flags and an empty mask, for an action and a set alike; all
+    // outlive the calls. nix knows no real-time signals.
+    unsafe {
+        libc::sigaction(signal, &zeroed(), null_mut());
+        libc::kill(getpid(), signal);
+        let mut this: libc::sigset_t = zeroed();
+        libc::sigaddset(&mut this, signal);
+        libc::sigprocmask(libc::SIG_UNBLOCK, &this, null_mut());
+    }
+}
