@@ -72,25 +72,25 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
         };
 
     let deadline = reactor::Deadline::after(plan.timeout)?;
-    let timeout = plan.timeout;
+    let (timeout, worker) = (plan.timeout, plan.worker);
     let started = async {
         for _ in 0..ATTEMPTS {
             let (ours, theirs) = sys::socket::seqpacket_pair()?;
             let newborn = match method {
                 StartMethod::Spawn => {
-                    off_thread(move || Newborn::born(spawn::start(theirs.as_fd())?, ours)).await??
+                    off_thread(move || Newborn::born(spawn::start(theirs.as_fd())?, ours, worker)).await??
                 }
                 StartMethod::Fork if plan.context.vouched() => {
-                    off_thread(move || Newborn::born(fork::start(&theirs, true)?, ours)).await??
+                    off_thread(move || Newborn::born(fork::start(&theirs, true)?, ours, worker)).await??
                 }
                 // There is no other thread to hand this to.
                 StartMethod::Fork => {
                     let pid = fork::start(&theirs, false)?;
                     drop(theirs);
-                    Newborn::born(pid, ours)?
+                    Newborn::born(pid, ours, worker)?
                 }
                 StartMethod::ForkServer => {
-                    let expected = Newborn::expected(ours);
+                    let expected = Newborn::expected(ours, worker);
                     forkserver::request(theirs.as_fd()).await?;
                     drop(theirs);
                     expected
@@ -119,24 +119,29 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
     }
 }
 
+/// How long a worker has to end by itself whose start is given up.
+const GRACE: Duration = Duration::from_secs(1);
+
 /// A child that nobody but its start knows of: dropped, it is killed and reaped.
 struct Newborn {
     control: Arc<Fd>,
+    /// It puts a guardian before itself, unless it is another program than it should be.
+    worker: bool,
     /// `None` until the fork server's child has told its id.
     child: Option<Arc<Child>>,
     handed_over: bool,
 }
 
 impl Newborn {
-    fn expected(control: Fd) -> Self {
-        Self { control: Arc::new(control), child: None, handed_over: false }
+    fn expected(control: Fd, worker: bool) -> Self {
+        Self { control: Arc::new(control), worker, child: None, handed_over: false }
     }
 
     /// Takes hold of a child that was just made.
-    fn born(pid: i32, control: Fd) -> Result<Self> {
+    fn born(pid: i32, control: Fd, worker: bool) -> Result<Self> {
         let control = Arc::new(control);
         match Child::born(pid, control.clone()) {
-            Ok(child) => Ok(Self { control, child: Some(child), handed_over: false }),
+            Ok(child) => Ok(Self { control, worker, child: Some(child), handed_over: false }),
             // It has ended and somebody else has reaped it.
             Err(error) if error.raw_os_error() == Some(sys::process::ESRCH) => Err(exited_unseen().into()),
             Err(error) => Err(error.into()),
@@ -195,12 +200,20 @@ fn exited_unseen() -> StartError {
 impl Drop for Newborn {
     fn drop(&mut self) {
         match self.child.take() {
-            Some(child) => {
-                child.kill_tree();
-                table::adopt(child);
-            }
             None if self.handed_over => {}
-            None => table::adopt_unborn(self.control.clone()),
+            child => {
+                let grace = if self.worker {
+                    // Killed, a guardian would leave its worker to nobody.
+                    sys::socket::shut_down(self.control.as_fd());
+                    GRACE
+                } else {
+                    Duration::ZERO
+                };
+                match child {
+                    Some(child) => table::dismiss(child, grace),
+                    None => table::dismiss_unborn(self.control.clone(), grace),
+                }
+            }
         }
     }
 }

@@ -4,6 +4,7 @@ use crate::sys::{AsFd, BorrowedFd};
 use std::io;
 use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, Weak};
+use std::time::{Duration, Instant};
 
 use super::child::Child;
 use super::{LastHandle, Process};
@@ -62,10 +63,14 @@ pub(crate) fn alive() -> Vec<Entry> {
 
 /// Whom the reaper looks after.
 enum Ward {
-    Child(Arc<Child>),
+    Child {
+        child: Arc<Child>,
+        /// When it is killed if it has not ended.
+        until: Option<Instant>,
+    },
     /// Asked of the fork server by somebody who gave up before it was born: its end of the
-    /// control socket, on which its id may still come.
-    Unborn(Arc<Fd>),
+    /// control socket, on which its id may still come, and how long it has then.
+    Unborn { control: Arc<Fd>, grace: Duration },
 }
 
 #[derive(Default)]
@@ -82,13 +87,18 @@ pub(crate) fn adopt(child: Arc<Child>) {
     if child.status().is_some() {
         leave(&child);
     } else {
-        look_after(Ward::Child(child));
+        look_after(Ward::Child { child, until: None });
     }
 }
 
-/// Sees to it that a child which is not wanted any more dies as soon as it is known.
-pub(crate) fn adopt_unborn(control: Arc<Fd>) {
-    look_after(Ward::Unborn(control));
+/// Sees to it that a child which is not wanted any more dies, at once or after some time.
+pub(crate) fn dismiss(child: Arc<Child>, grace: Duration) {
+    look_after(Ward::dismissed(child, grace));
+}
+
+/// The same for one that is not known yet.
+pub(crate) fn dismiss_unborn(control: Arc<Fd>, grace: Duration) {
+    look_after(Ward::Unborn { control, grace });
 }
 
 fn look_after(ward: Ward) {
@@ -117,12 +127,14 @@ impl Reaper {
         loop {
             let wards = lock(&self.wards).clone();
             let waited: Vec<_> = wards.iter().map(|ward| ward.descriptor()).collect();
-            sys::fd::poll_any(&waited, bell.as_fd());
+            let until = wards.iter().filter_map(|ward| ward.until()).min();
+            let time = until.map(|until| until.saturating_duration_since(Instant::now()));
+            sys::fd::poll_any(&waited, bell.as_fd(), time);
             for ward in &wards {
                 if let Some(next) = ward.look() {
                     let mut wards = lock(&self.wards);
                     wards.retain(|kept| !Arc::ptr_eq(kept, ward));
-                    wards.extend(next.map(|child| Arc::new(Ward::Child(child))));
+                    wards.extend(next.map(Arc::new));
                 }
             }
         }
@@ -130,22 +142,40 @@ impl Reaper {
 }
 
 impl Ward {
+    fn dismissed(child: Arc<Child>, grace: Duration) -> Self {
+        if grace.is_zero() {
+            child.kill_tree();
+            return Self::Child { child, until: None };
+        }
+        Self::Child { child, until: Instant::now().checked_add(grace) }
+    }
+
+    fn until(&self) -> Option<Instant> {
+        match self {
+            Self::Child { until, .. } => *until,
+            Self::Unborn { .. } => None,
+        }
+    }
+
     fn descriptor(&self) -> BorrowedFd<'_> {
         match self {
-            Self::Child(child) => child.exit(),
-            Self::Unborn(control) => control.as_fd(),
+            Self::Child { child, .. } => child.exit(),
+            Self::Unborn { control, .. } => control.as_fd(),
         }
     }
 
     /// `None` to go on waiting, else who is to be waited for in its place.
-    fn look(&self) -> Option<Option<Arc<Child>>> {
+    fn look(&self) -> Option<Option<Self>> {
         match self {
-            Self::Child(child) => {
-                child.status()?;
-                leave(child);
-                Some(None)
+            Self::Child { child, until } => {
+                if child.status().is_some() {
+                    leave(child);
+                    return Some(None);
+                }
+                let over = until.is_some_and(|until| until <= Instant::now());
+                over.then(|| Some(Self::dismissed(child.clone(), Duration::ZERO)))
             }
-            Self::Unborn(control) => loop {
+            Self::Unborn { control, grace } => loop {
                 let mut report = match control::receive::<Report>(control.as_fd(), Mode::Try) {
                     Ok(Some(letter)) => letter.head,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => break None,
@@ -153,10 +183,7 @@ impl Ward {
                 };
                 match Child::announced(&mut report, control) {
                     Ok(None) => {}
-                    Ok(Some(child)) => {
-                        child.kill_tree();
-                        break Some(Some(child));
-                    }
+                    Ok(Some(child)) => break Some(Some(Self::dismissed(child, *grace))),
                     Err(_) => break Some(None),
                 }
             },

@@ -112,7 +112,7 @@ pub(crate) mod fd {
     pub(crate) fn poll_readable(_: BorrowedFd<'_>, _: Option<Duration>) -> io::Result<bool> {
         unsupported()
     }
-    pub(crate) fn poll_any(_: &[BorrowedFd<'_>], _: BorrowedFd<'_>) {}
+    pub(crate) fn poll_any(_: &[BorrowedFd<'_>], _: BorrowedFd<'_>, _: Option<Duration>) {}
     pub(crate) fn raise_fd_limit() {}
     pub(crate) fn open_fds() -> io::Result<Vec<RawFd>> {
         unsupported()
@@ -341,6 +341,9 @@ pub(crate) mod process {
     }
     pub(crate) fn is_refusal(_: &io::Error) -> bool {
         false
+    }
+    pub(crate) fn pidfd_signal(_: BorrowedFd<'_>, _: i32) -> io::Result<()> {
+        unsupported()
     }
     pub(crate) fn pidfd_signal_group(_: BorrowedFd<'_>, _: i32) -> io::Result<()> {
         unsupported()

@@ -114,12 +114,12 @@ pub(crate) fn poll_readable(fd: BorrowedFd, timeout: Option<Duration>) -> io::Re
     }
 }
 
-/// Blocks the thread until one of `fds` is readable or hung up, or the doorbell was rung, which
-/// is then taken.
-pub(crate) fn poll_any(fds: &[BorrowedFd], bell: BorrowedFd) {
+/// Blocks the thread until one of `fds` is readable or hung up, the time is up, or the doorbell was
+/// rung, which is then taken.
+pub(crate) fn poll_any(fds: &[BorrowedFd], bell: BorrowedFd, time: Option<Duration>) {
     let all = fds.iter().chain([&bell]);
     let mut polled: Vec<_> = all.map(|fd| PollFd::new(*fd, PollFlags::POLLIN)).collect();
-    while ppoll(&mut polled, None, None) == Err(Errno::EINTR) {}
+    while ppoll(&mut polled, time.map(timespec), None) == Err(Errno::EINTR) {}
     let _ = read(bell, &mut [0; 8]);
 }
 
