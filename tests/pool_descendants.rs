@@ -375,6 +375,7 @@ fn a_brood_dies() {
 fn a_storm_of_kills_leaves_nobody() {
     fn escape_and_wait(address: String) {
         let mut call = escape(address);
+        call.say(std::process::id());
         call.hear();
     }
     run_each(120, async |context| {
@@ -385,7 +386,7 @@ fn a_storm_of_kills_leaves_nobody() {
         for _ in 0..40 {
             let mut call = pool.apply(escape_and_wait, (meeting.address(),)).submit();
             let mut caller = meeting.accept().await;
-            let escaped = escapee(&mut caller).await;
+            let (escaped, worker) = escapee_and_worker(&mut caller).await;
             match random.below(4) {
                 0 => call.abort(),
                 1 => {
@@ -400,16 +401,7 @@ fn a_storm_of_kills_leaves_nobody() {
                     (&mut call).await.unwrap();
                 }
                 _ => {
-                    let worker = Stat::of(escaped).map(|stat| stat.parent);
-                    // Its parent is the guardian now, whose other child the worker is.
-                    let guardian = worker.unwrap();
-                    let children = format!("/proc/{guardian}/task/{guardian}/children");
-                    let children = std::fs::read_to_string(children).unwrap();
-                    for pid in children.split_whitespace().map(|pid| pid.parse().unwrap()) {
-                        if Stat::of(pid).is_some_and(|stat| stat.name.starts_with("PoolWorker")) {
-                            kill_9(pid);
-                        }
-                    }
+                    kill_9(worker);
                     assert!(matches!((&mut call).await.unwrap_err(), TaskError::WorkerDied(_)));
                     assert!(!runs(escaped));
                 }
