@@ -7,6 +7,7 @@
 
 mod named;
 mod outcome;
+mod source;
 mod stateful;
 
 use std::any::TypeId;
@@ -23,6 +24,8 @@ pub use self::named::Registration;
 use self::outcome::Settled;
 pub(crate) use self::outcome::exit_number;
 pub use self::outcome::{Exit, Outcome, Return};
+pub(crate) use self::source::source_entry;
+pub use self::source::{Source, Yields};
 pub(crate) use self::stateful::{Always, Trying, load_entry};
 pub use self::stateful::{Load, Loaded};
 use crate::error::RemoteError;
@@ -59,8 +62,9 @@ pub enum TargetRun {
 }
 
 /// Why a call gave no value, other than by a panic.
+#[doc(hidden)]
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub(crate) enum TaskFailure {
+pub enum TaskFailure {
     Arguments(String),
     State(String),
     Returned(RemoteError),
@@ -222,10 +226,11 @@ fn write_value<T: Message>(
     out: &mut Vec<u8>,
 ) -> Result<Attachments, TaskFailure> {
     let value = result.map_err(TaskFailure::Returned)?;
-    encode(&value, out, parent()).map_err(|error| TaskFailure::Unencodable {
-        reason: error.to_string(),
-        value: std::any::type_name::<T>().to_owned(),
-    })
+    encode(&value, out, parent()).map_err(unencodable::<T>)
+}
+
+fn unencodable<T>(error: CodecError) -> TaskFailure {
+    TaskFailure::Unencodable { reason: error.to_string(), value: std::any::type_name::<T>().to_owned() }
 }
 
 fn run_target<F: Target<A, M>, A: Message, M>(args: Incoming<'_>) -> Result<TargetRun, CodecError> {

@@ -100,11 +100,11 @@ pub use doctor::doctor;
 pub use error::{
     Error, Failure, NotStarted, Ran, RemoteError, RemotePanic, Result, StartError, TaskError, WorkerDied,
 };
-pub use function::{Exit, Func, Load, Loaded, Outcome, Return, Target, Task};
+pub use function::{Exit, Func, Load, Loaded, Outcome, Return, Source, Target, Task, Yields};
 pub use log::{LogLevel, Logger, get_logger, log_to_stderr};
 pub use pool::{
     Apply, AsyncResult, DrainReport, Ends, Health, Map, MapStream, Output, Pool, PoolBuilder, Quantiles,
-    Stats, Waiting, Watch, WorkerState, WorkerStats,
+    Stats, TaskStream, Waiting, Watch, WorkerState, WorkerStats,
 };
 pub use process::{
     CurrentProcess, ExitReason, ExitStatus, JoinHandle, ParentProcess, Process, ProcessBuilder, Run,

@@ -8,7 +8,7 @@ use std::task::{Context, Poll, Waker, ready};
 
 use tokio_util::sync::PollSemaphore;
 
-use super::call::{Call, Options, common_options};
+use super::call::{Call, Options, common_options, retry_option};
 use super::feed::Piece;
 use super::result::{AsyncResult, Settles, Slot};
 use super::scheduler::Spec;
@@ -75,13 +75,18 @@ impl<R: Message> Apply<R> {
     }
 
     fn with(mut self, set: impl FnOnce(&mut Options<R>)) -> Self {
-        if let State::Idle(idle) = &mut self.state {
-            set(&mut idle.options);
-        }
+        self.set(set);
         self
     }
 
+    pub(super) fn set(&mut self, set: impl FnOnce(&mut Options<R>)) {
+        if let State::Idle(idle) = &mut self.state {
+            set(&mut idle.options);
+        }
+    }
+
     common_options!();
+    retry_option!();
 
     /// Runs with the value before anybody gets it. It should be quick: the pool's supervisor, or
     /// whoever finds out, runs it. A panic in it is caught and logged.
@@ -102,6 +107,15 @@ impl<R: Message> Apply<R> {
             State::Idle(idle) => idle.start(false),
             State::Submitted(result) => result,
             State::Moved => unreachable!("only `submit` moves it, and consumes it"),
+        }
+    }
+}
+
+impl<R> Apply<R> {
+    /// If it has not begun it never will.
+    pub(super) fn withdraw(&self) {
+        if let State::Submitted(result) = &self.state {
+            result.withdraw();
         }
     }
 }

@@ -83,12 +83,6 @@ macro_rules! common_options {
             self.with(|options| options.memory_limit = Some(bytes))
         }
 
-        /// How often an item is run again if its worker dies, or is killed by the timeout, while it
-        /// runs. With this it may run more than once: "at least once".
-        pub fn retries(self, retries: u32) -> Self {
-            self.with(|options| options.retries = retries)
-        }
-
         /// Tasks of a higher priority go first, 0 being that of all others. What runs is not
         /// interrupted, and workers hold up to a millisecond of work that they have not begun.
         /// As long as tasks of a higher priority keep all workers busy, the others wait.
@@ -125,6 +119,18 @@ macro_rules! common_options {
     };
 }
 pub(super) use common_options;
+
+/// The option of those calls that may run more than once.
+macro_rules! retry_option {
+    () => {
+        /// How often an item is run again if its worker dies, or is killed by the timeout, while it
+        /// runs. With this it may run more than once: "at least once".
+        pub fn retries(self, retries: u32) -> Self {
+            self.with(|options| options.retries = retries)
+        }
+    };
+}
+pub(super) use retry_option;
 
 /// What a caller chooses.
 pub(super) struct Options<R> {

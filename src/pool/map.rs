@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker, ready};
 
-use super::call::{Call, Options, common_options};
+use super::call::{Call, Options, common_options, retry_option};
 use super::feed::Feed;
 use super::feeder::{Fed, Feeder};
 use super::result::{AsyncResult, Settles, Slot};
@@ -211,6 +211,7 @@ impl<R: Message> Map<R> {
     }
 
     common_options!();
+    retry_option!();
 
     /// How many items are read and handed over together, at least one. By default a quarter of a
     /// worker's share if the input knows its length, as in Python, and 16 otherwise. If a worker

@@ -43,6 +43,7 @@ mod shared;
 mod stats;
 mod stream;
 mod supervisor;
+mod task_stream;
 mod wire;
 mod worker;
 
@@ -55,7 +56,7 @@ pub use self::apply::Apply;
 pub use self::builder::PoolBuilder;
 use self::call::Call;
 pub use self::drain::DrainReport;
-use self::feed::{Feed, Items, Piece, Source, StreamItems};
+use self::feed::{Feed, Items, Piece, StreamItems};
 pub use self::health::Health;
 pub use self::map::Map;
 pub use self::output::Output;
@@ -64,10 +65,12 @@ use self::scheduler::Phase;
 use self::shared::{Owner, Status};
 pub use self::stats::{Ends, Quantiles, Stats, Waiting, Watch, WorkerState, WorkerStats};
 pub use self::stream::MapStream;
+pub use self::task_stream::TaskStream;
 use crate::error::{Error, NotStarted, Result, TaskError};
-use crate::function::{Outcome, Task, TaskCode, task_entry};
-use crate::reduction::{Message, encode};
+use crate::function::{Outcome, Source, Task, TaskCode, source_entry, task_entry};
+use crate::reduction::{Handle, Message, encode};
 use crate::sys::image::Entry;
+use crate::sys::socket::seqpacket_pair;
 
 /// A pool of worker processes. Clones are handles of the same pool.
 ///
@@ -108,12 +111,49 @@ impl Pool {
         A: Message,
         M: 'static,
     {
-        let mut buffer = vec![0; wire::ITEM_HEAD];
-        let args = match encode(&args, &mut buffer, self.peer()) {
-            Ok(attachments) => feed::single(buffer, attachments),
-            Err(error) => Piece::Refused(TaskError::NotStarted(NotStarted::Unencodable(error))),
+        Apply::new(self.owner.clone(), self.call(task_entry(f)), self.single(&args))
+    }
+
+    /// Calls `f` in a worker, and gives the many values that it returns as they come: those of an
+    /// iterator or of a `Stream`. The first that is an `Err` ends it.
+    ///
+    /// ```
+    /// use futures::StreamExt;
+    /// use tokio_multiprocess as mp;
+    ///
+    /// fn primes(below: u32) -> impl Iterator<Item = u32> {
+    ///     (2..below).filter(|n| (2..*n).all(|d| n % d != 0))
+    /// }
+    ///
+    /// #[tokio::main]
+    /// async fn main() -> mp::Result<()> {
+    ///     let pool = mp::Pool::new(1).await?;
+    ///     let mut primes = pool.stream(primes, (20,));
+    ///     let mut sum = 0;
+    ///     while let Some(prime) = primes.next().await {
+    ///         sum += prime?;
+    ///     }
+    ///     assert_eq!(sum, 2 + 3 + 5 + 7 + 11 + 13 + 17 + 19);
+    ///     Ok(())
+    /// }
+    /// ```
+    ///
+    /// # Cancel safety
+    /// Waiting for the next value loses nothing. See [`TaskStream`] for what dropping it does.
+    pub fn stream<F, A, M>(&self, f: F, args: A) -> TaskStream<F::Item>
+    where
+        F: Source<A, M>,
+        A: Message,
+        M: 'static,
+    {
+        let (socket, args) = match seqpacket_pair() {
+            Ok((ours, theirs)) => (Ok(ours), self.single(&(Handle::new(theirs), args))),
+            Err(error) => {
+                let why = NotStarted::Unencodable(serde::ser::Error::custom(&error));
+                (Err(error), Piece::Refused(TaskError::NotStarted(why)))
+            }
         };
-        Apply::new(self.owner.clone(), self.call(task_entry(f)), args)
+        TaskStream::new(Apply::new(self.owner.clone(), self.call(source_entry(f)), args), socket)
     }
 
     /// Calls `f` for each item, and gives the values in the order of the items.
@@ -166,7 +206,7 @@ impl Pool {
         R: Outcome<M>,
         M: 'static,
     {
-        self.stream(self.call(unary::<F, I::Item, R, M>(f)), self.items(items, |item| (item,)), true)
+        self.results(self.call(unary::<F, I::Item, R, M>(f)), self.items(items, |item| (item,)), true)
     }
 
     /// As [`imap`](Self::imap), but the results come as they are there. One worker keeps the order.
@@ -177,7 +217,7 @@ impl Pool {
         R: Outcome<M>,
         M: 'static,
     {
-        self.stream(self.call(unary::<F, I::Item, R, M>(f)), self.items(items, |item| (item,)), false)
+        self.results(self.call(unary::<F, I::Item, R, M>(f)), self.items(items, |item| (item,)), false)
     }
 
     /// As [`imap`](Self::imap), for the items of a stream. What is there goes to the workers; a
@@ -189,7 +229,7 @@ impl Pool {
         R: Outcome<M>,
         M: 'static,
     {
-        self.stream(self.call(unary::<F, S::Item, R, M>(f)), self.stream_items(items), true)
+        self.results(self.call(unary::<F, S::Item, R, M>(f)), self.stream_items(items), true)
     }
 
     /// As [`map_stream`](Self::map_stream), but the results come as they are there.
@@ -200,7 +240,7 @@ impl Pool {
         R: Outcome<M>,
         M: 'static,
     {
-        self.stream(self.call(unary::<F, S::Item, R, M>(f)), self.stream_items(items), false)
+        self.results(self.call(unary::<F, S::Item, R, M>(f)), self.stream_items(items), false)
     }
 
     /// Takes no new calls from now on; those that have begun, their futures polled or submitted,
@@ -344,6 +384,14 @@ impl Pool {
         Call::new(shared.next_job(), entry, self.peer(), shared.memory_limit)
     }
 
+    fn single<A: serde::Serialize>(&self, args: &A) -> Piece {
+        let mut buffer = vec![0; wire::ITEM_HEAD];
+        match encode(args, &mut buffer, self.peer()) {
+            Ok(attachments) => feed::single(buffer, attachments),
+            Err(error) => Piece::Refused(TaskError::NotStarted(NotStarted::Unencodable(error))),
+        }
+    }
+
     fn items<I, A>(&self, items: I, args: fn(I::Item) -> A) -> Feed
     where
         I: IntoIterator<IntoIter: Send + 'static>,
@@ -357,11 +405,11 @@ impl Pool {
         self.feed(StreamItems { items: Box::pin(items), args: |item| (item,), peer: self.peer() })
     }
 
-    fn feed(&self, source: impl Source + 'static) -> Feed {
+    fn feed(&self, source: impl feed::Source + 'static) -> Feed {
         Feed::new(Box::new(source))
     }
 
-    fn stream<R: Message>(&self, call: Call, feed: Feed, ordered: bool) -> MapStream<R> {
+    fn results<R: Message>(&self, call: Call, feed: Feed, ordered: bool) -> MapStream<R> {
         MapStream::new(self.owner.clone(), call, feed, ordered)
     }
 }

@@ -144,6 +144,13 @@ impl<R> AsyncResult<R> {
         Self { job, owner, kill_on_drop }
     }
 
+    /// If the task has not begun it never will; if it runs, it goes on.
+    pub(super) fn withdraw(&self) {
+        if !self.ready() {
+            self.owner.shared().abort(self.job.clone(), false);
+        }
+    }
+
     /// Whether the result is there.
     pub fn ready(&self) -> bool {
         self.job.slot().is_settled()

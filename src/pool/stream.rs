@@ -11,7 +11,7 @@ use std::time::Duration;
 use futures_core::Stream;
 use futures_util::StreamExt;
 
-use super::call::{Call, Options, common_options};
+use super::call::{Call, Options, common_options, retry_option};
 use super::feed::Feed;
 use super::feeder::{Fed, Feeder};
 use super::result::register;
@@ -142,6 +142,7 @@ impl<R: Message> MapStream<R> {
     }
 
     common_options!();
+    retry_option!();
 
     /// How many items are read and handed over together, one by default. If a worker dies, only
     /// the item that it runs is lost, whatever the chunk.

@@ -4,6 +4,7 @@
 //! - [`progress`]: tell the caller how far it is.
 //! - [`with_state`]: what the worker holds for its tasks.
 
+pub(crate) mod flow;
 pub(crate) mod state;
 
 use std::cell::RefCell;

@@ -1,6 +1,7 @@
 //! A descriptor with Tokio's reactor: the only thing of Tokio's that asks for a promise.
 
 use std::io;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::Interest;
@@ -26,6 +27,13 @@ impl Registered {
         registered.map(Self).map_err(io::Error::from)
     }
 
+    /// As [`edge`](Self::edge), for room to write.
+    pub(crate) async fn write_edge(&self) {
+        if let Ok(mut guard) = self.0.writable().await {
+            guard.clear_ready();
+        }
+    }
+
     /// Waits until it is readable, without reading.
     pub(crate) async fn readable(&self) -> io::Result<()> {
         self.0.readable().await.map(|_| ())
@@ -43,5 +51,11 @@ impl Registered {
     pub(crate) fn poll_edge(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.0.poll_read_ready(cx))?.clear_ready();
         Poll::Ready(Ok(()))
+    }
+}
+
+impl AsFd for Registered {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.get_ref().as_fd()
     }
 }
