@@ -1,4 +1,4 @@
-//! Functions that give many values.
+//! Functions that give many values, and those that take them.
 
 #![cfg(target_os = "linux")]
 
@@ -12,6 +12,7 @@ use futures::stream::{self, Stream, StreamExt, TryStreamExt};
 use serde_bytes::ByteBuf;
 use support::{Notebook, eventually, guard, kill_9, note, pass_gate, run, run_each};
 use tokio_multiprocess as mp;
+use tokio_multiprocess::task::Input;
 use tokio_multiprocess::{Blob, Failure, NotStarted, Pool, TaskError, TaskStream};
 
 fn count(n: u64) -> impl Iterator<Item = u64> {
@@ -297,5 +298,168 @@ fn streams_leave_nothing_behind() {
         }
         eventually("all descriptors closed", || descriptors() <= here).await;
         assert!(theirs().await <= there);
+    });
+}
+
+/// A stream that notes its end.
+fn noted<S: Stream>(notebook: &Notebook, stream: S) -> impl Stream<Item = S::Item> + use<S> {
+    let end = NotesEnd(notebook.path());
+    stream.inspect(move |_| {
+        let _ = &end;
+    })
+}
+
+fn sum(input: Input<u64>) -> Result<u64, Failure> {
+    let mut sum = 0;
+    for value in input {
+        sum += value?;
+    }
+    Ok(sum)
+}
+
+async fn sum_later(input: Input<u64>) -> Result<u64, Failure> {
+    Ok(input.try_fold(0, async |sum, value| Ok(sum + value)).await?)
+}
+
+#[test]
+fn a_task_reads_a_stream() {
+    run_each(60, async |context| {
+        let pool = Pool::builder().context(context).processes(2).build().await.unwrap();
+        const N: u64 = 20_000;
+        let notebook = Notebook::new();
+        let input = || Input::new(noted(&notebook, stream::iter(0..N))).unwrap();
+        assert_eq!(pool.apply(sum, (input(),)).await.unwrap(), N * (N - 1) / 2);
+        assert_eq!(pool.apply(sum_later, (input(),)).await.unwrap(), N * (N - 1) / 2);
+        let slow = stream::iter(0..10u64).then(async |n| {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            n
+        });
+        assert_eq!(pool.apply(sum_later, (Input::new(slow).unwrap(),)).await.unwrap(), 45);
+        assert_eq!(pool.apply(sum, (Input::new(stream::empty()).unwrap(),)).await.unwrap(), 0);
+        notebook.wait_for("dropped", 2).await;
+    });
+}
+
+#[test]
+fn inputs_hold_values_of_any_size_and_handles() {
+    fn lengths(input: Input<(ByteBuf, Option<Blob>)>) -> Result<Vec<(usize, usize)>, Failure> {
+        input
+            .into_iter()
+            .map(|value| Ok(value.map(|(bytes, blob)| (bytes.len(), blob.map_or(0, |blob| blob.len())))?))
+            .collect()
+    }
+    run(60, async {
+        let pool = Pool::new(1).await.unwrap();
+        let value = |len: usize, blob: Option<usize>| {
+            (ByteBuf::from(vec![1; len]), blob.map(|len| Blob::new(vec![2; len]).unwrap()))
+        };
+        let values = [
+            value(1, None),
+            value(2 << 20, Some(7)),
+            value(3, Some(1 << 20)),
+            value(40_000, None),
+            value(0, None),
+        ];
+        let input = Input::new(stream::iter(values)).unwrap();
+        let lengths = pool.apply(lengths, (input,)).await.unwrap();
+        assert_eq!(lengths, [(1, 0), (2 << 20, 7), (3, 1 << 20), (40_000, 0), (0, 0)]);
+    });
+}
+
+/// A stage in a pipeline: many values in, many values out, as they come.
+#[test]
+fn values_go_in_and_out_at_the_same_time() {
+    fn doubled(input: Input<u64>) -> impl Stream<Item = Result<u64, Failure>> {
+        input.map(|value| Ok(2 * value?))
+    }
+    run(60, async {
+        let pool = Pool::new(1).await.unwrap();
+        let (sender, receiver) = futures::channel::mpsc::unbounded();
+        let mut doubled = pool.stream(doubled, (Input::new(receiver).unwrap(),));
+        for n in 0..100 {
+            // The next value depends on the last answer.
+            sender.unbounded_send(n).unwrap();
+            assert_eq!(doubled.next().await.unwrap().unwrap(), 2 * n);
+        }
+        drop(sender);
+        assert!(doubled.next().await.is_none());
+    });
+}
+
+#[test]
+fn the_callers_stream_is_dropped_with_its_reader() {
+    fn first(mut input: Input<u64>) -> Result<u64, Failure> {
+        Ok(input.next_blocking().unwrap()?)
+    }
+    fn dies(mut input: Input<u64>) -> Result<u64, Failure> {
+        let _ = input.next_blocking();
+        std::process::abort();
+    }
+    run_each(60, async |context| {
+        let pool = Pool::builder().context(context).processes(1).build().await.unwrap();
+        let notebook = Notebook::new();
+        let endless = || Input::new(noted(&notebook, stream::iter(0u64..))).unwrap();
+        let waiting = || Input::new(noted(&notebook, stream::iter([7]).chain(stream::pending()))).unwrap();
+        assert_eq!(pool.apply(first, (endless(),)).await.unwrap(), 0);
+        notebook.wait_for("dropped", 1).await;
+        assert_eq!(pool.apply(first, (waiting(),)).await.unwrap(), 7);
+        notebook.wait_for("dropped", 2).await;
+        for (input, dropped) in [(endless(), 3), (waiting(), 4)] {
+            assert!(matches!(pool.apply(dies, (input,)).await, Err(TaskError::WorkerDied(_))));
+            notebook.wait_for("dropped", dropped).await;
+        }
+        // Never sent.
+        drop(waiting());
+        notebook.wait_for("dropped", 5).await;
+    });
+}
+
+#[test]
+fn an_input_that_is_cut_short_or_read_before_is_an_error() {
+    fn read_all(input: Input<u64>) -> (u64, Option<String>) {
+        let mut values: Vec<_> = input.into_iter().collect();
+        let error = values.pop_if(|last| last.is_err()).and_then(Result::err).map(|error| error.to_string());
+        assert!(values.iter().all(Result::is_ok));
+        (values.len() as u64, error)
+    }
+    fn dies_once(mut input: Input<u64>) -> (u64, Option<String>) {
+        if mp::task::current().unwrap().attempt() == 0 {
+            let _ = input.next_blocking();
+            std::process::abort();
+        }
+        read_all(input)
+    }
+    fn dies_unread(input: Input<u64>) -> (u64, Option<String>) {
+        if mp::task::current().unwrap().attempt() == 0 {
+            std::process::abort();
+        }
+        read_all(input)
+    }
+    #[derive(serde::Deserialize)]
+    struct Secret(#[allow(dead_code, reason = "only its type matters")] u64);
+    impl serde::Serialize for Secret {
+        fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            Err(serde::ser::Error::custom("a secret"))
+        }
+    }
+    run(60, async {
+        let pool = Pool::new(1).await.unwrap();
+        let panics = stream::iter(0..10u64).inspect(|n| assert!(*n < 5, "on purpose"));
+        let (_, error) = pool.apply(read_all, (Input::new(panics).unwrap(),)).await.unwrap();
+        assert!(error.as_ref().is_some_and(|error| error.contains("cut short")), "{error:?}");
+        let all = || Input::new(stream::iter(0..1_000_000u64)).unwrap();
+        let (_, error) = pool.apply(dies_once, (all(),)).retries(1).await.unwrap();
+        assert!(error.as_ref().is_some_and(|error| error.contains("another attempt")), "{error:?}");
+        assert_eq!(pool.apply(dies_unread, (all(),)).retries(1).await.unwrap(), (1_000_000, None));
+        let secret = Input::new(stream::iter([Secret(1)])).unwrap();
+        let why = pool.apply(
+            |mut input: Input<Secret>| input.next_blocking().unwrap().err().unwrap().to_string(),
+            (secret,),
+        );
+        let why = why.await.unwrap();
+        assert!(why.contains("a secret"), "{why}");
+        // Read by who made it.
+        let here: Vec<u64> = all().take(3).try_collect().await.unwrap();
+        assert_eq!(here, [0, 1, 2]);
     });
 }

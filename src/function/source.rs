@@ -2,24 +2,21 @@
 
 use std::any::{TypeId, type_name};
 use std::error::Error as StdError;
-use std::future::poll_fn;
-use std::io;
 use std::marker::PhantomData;
-use std::pin::pin;
-use std::task::Poll;
 
 use futures_core::Stream;
+use futures_util::StreamExt;
+use serde::ser::Error as _;
 use tokio::io::Interest;
 
 use super::outcome::{Return, markers};
 use super::{LocalFuture, TaskCode, TaskFailure, TaskRun, sealed, unencodable, write_value, written};
 use crate::error::{Failure, RemoteError};
-use crate::reduction::{Handle, Incoming, Message, decode, parent};
+use crate::reduction::{CodecError, Handle, Incoming, Message, decode, parent};
+use crate::sys::Fd;
 use crate::sys::image::{Entry, recreate};
 use crate::sys::reactor::Registered;
-use crate::sys::socket::{self, Mode};
-use crate::sys::{AsFd, Fd};
-use crate::task::flow::Outgoing;
+use crate::task::flow::{self, Spilled};
 use markers::{Async, Boxed, Fallible};
 
 /// The way back to the caller.
@@ -84,7 +81,8 @@ where
     type Item = <I::Item as Return<M>>::Value;
 
     fn pour(self, Port(socket): Port) -> Poured {
-        Poured::Now(pour_all(self.map(Return::into_result), &socket))
+        let poured = flow::pour_all(self.map(Return::into_result), &socket, parent());
+        Poured::Now(poured.map_err(spilled::<Self::Item>))
     }
 }
 
@@ -138,96 +136,21 @@ impl<Y: Yields<M>, M> Yields<(Boxed, M)> for Result<Y, Box<dyn StdError + Send +
     }
 }
 
-/// Sends each item at once, as nobody knows how long the iterator takes for the next.
-fn pour_all<T: Message>(
-    items: impl Iterator<Item = Result<T, RemoteError>>,
-    socket: &Fd,
-) -> Result<(), TaskFailure> {
-    let mut out = Outgoing::default();
-    for item in items {
-        add(&mut out, item)?;
-        match out.send_blocking(socket.as_fd()) {
-            Ok(()) => {}
-            result => return sent(result),
-        }
-    }
-    out.end();
-    sent(out.send_blocking(socket.as_fd()))
-}
-
-enum Step {
-    Send,
-    End,
-    Failed(TaskFailure),
-    /// Nobody listens any more.
-    Gone,
-}
-
-/// Sends together what is ready together.
 async fn pour_stream<S, M>(stream: S, Port(socket): Port) -> Result<(), TaskFailure>
 where
     S: Stream<Item: Return<M>>,
 {
-    let socket = match Registered::new(socket, Interest::READABLE | Interest::WRITABLE) {
-        Ok(socket) => socket,
-        Err(error) => return sent(Err(error)),
-    };
-    let mut stream = pin!(stream);
-    let mut out = Outgoing::default();
-    loop {
-        let step = poll_fn(|cx| {
-            loop {
-                match stream.as_mut().poll_next(cx) {
-                    Poll::Ready(Some(item)) => match add(&mut out, item.into_result()) {
-                        Ok(()) if out.is_full() => return Poll::Ready(Step::Send),
-                        Ok(()) => {}
-                        Err(failure) => return Poll::Ready(Step::Failed(failure)),
-                    },
-                    Poll::Ready(None) => return Poll::Ready(Step::End),
-                    Poll::Pending if !out.is_empty() => return Poll::Ready(Step::Send),
-                    Poll::Pending => break,
-                }
-            }
-            // The caller says nothing, so all that can be heard is that it is gone.
-            while let Poll::Ready(edge) = socket.poll_edge(cx) {
-                match socket::next_len(socket.as_fd(), Mode::Try) {
-                    Err(error) if edge.is_ok() && error.kind() == io::ErrorKind::WouldBlock => {}
-                    _ => return Poll::Ready(Step::Gone),
-                }
-            }
-            Poll::Pending
-        })
-        .await;
-        let result = match step {
-            Step::Gone => return Ok(()),
-            Step::Send => out.send_all(&socket).await,
-            Step::End => {
-                out.end();
-                return sent(out.send_all(&socket).await);
-            }
-            Step::Failed(failure) => {
-                sent(out.send_all(&socket).await)?;
-                return Err(failure);
-            }
-        };
-        if result.is_err() {
-            return sent(result);
-        }
-    }
+    type Item<S, M> = <<S as Stream>::Item as Return<M>>::Value;
+    let registered = Registered::new(socket, Interest::READABLE | Interest::WRITABLE);
+    let socket = registered.map_err(|error| spilled::<Item<S, M>>(Spilled::Unsent(error)))?;
+    flow::pour(stream.map(Return::into_result), &socket, parent()).await.map_err(spilled::<Item<S, M>>)
 }
 
-fn add<T: Message>(out: &mut Outgoing, item: Result<T, RemoteError>) -> Result<(), TaskFailure> {
-    let item = item.map_err(TaskFailure::Returned)?;
-    out.add(&item, parent()).map_err(unencodable::<T>)
-}
-
-/// A caller that is gone wants nothing, so nothing went wrong.
-fn sent(result: io::Result<()>) -> Result<(), TaskFailure> {
-    match result {
-        Err(error) if !socket::is_gone(&error) => {
-            Err(TaskFailure::Unencodable { reason: error.to_string(), value: "stream".to_owned() })
-        }
-        _ => Ok(()),
+fn spilled<T>(why: Spilled<RemoteError>) -> TaskFailure {
+    match why {
+        Spilled::Source(error) => TaskFailure::Returned(error),
+        Spilled::Unencodable(error) => unencodable::<T>(error),
+        Spilled::Unsent(error) => unencodable::<T>(CodecError::custom(error)),
     }
 }
 

@@ -147,10 +147,10 @@ impl Pool {
         M: 'static,
     {
         let (socket, args) = match seqpacket_pair() {
-            Ok((ours, theirs)) => (Ok(ours), self.single(&(Handle::new(theirs), args))),
+            Ok((ours, theirs)) => (Some(ours), self.single(&(Handle::new(theirs), args))),
             Err(error) => {
-                let why = NotStarted::Unencodable(serde::ser::Error::custom(&error));
-                (Err(error), Piece::Refused(TaskError::NotStarted(why)))
+                let why = NotStarted::Unencodable(serde::ser::Error::custom(error));
+                (None, Piece::Refused(TaskError::NotStarted(why)))
             }
         };
         TaskStream::new(Apply::new(self.owner.clone(), self.call(source_entry(f)), args), socket)

@@ -7,16 +7,13 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
 use futures_core::Stream;
-use tokio::io::Interest;
 
 use super::apply::Apply;
 use super::call::{Options, common_options};
 use crate::error::TaskError;
 use crate::reduction::{CodecError, Message};
-use crate::sys::reactor::Registered;
-use crate::sys::socket::Mode;
-use crate::sys::{AsFd, Fd};
-use crate::task::flow::{Arriving, Found};
+use crate::sys::Fd;
+use crate::task::flow::{Found, Inlet};
 
 /// The values that a function gives one after another: see [`Pool::stream`](super::Pool::stream).
 ///
@@ -41,25 +38,15 @@ pub struct TaskStream<R> {
     /// How the call ended, until that is told.
     result: Option<Result<(), TaskError>>,
     over: bool,
-    /// Why there is no socket, or the socket.
-    socket: io::Result<Fd>,
-    /// Another number for it, with the runtime that polls.
-    registered: Option<Registered>,
-    arriving: Arriving,
+    /// None if there is no socket; the call says why.
+    inlet: Option<Inlet>,
     items: PhantomData<fn() -> R>,
 }
 
 impl<R: Message> TaskStream<R> {
-    pub(super) fn new(call: Apply<()>, socket: io::Result<Fd>) -> Self {
-        Self {
-            call,
-            result: None,
-            over: false,
-            socket,
-            registered: None,
-            arriving: Arriving::default(),
-            items: PhantomData,
-        }
+    pub(super) fn new(call: Apply<()>, socket: Option<Fd>) -> Self {
+        let inlet = socket.map(|socket| Inlet::new(socket.into()));
+        Self { call, result: None, over: false, inlet, items: PhantomData }
     }
 
     fn with(self, set: impl FnOnce(&mut Options<()>)) -> Self {
@@ -71,35 +58,19 @@ impl<R: Message> TaskStream<R> {
 
     common_options!();
 
-    /// What came, or why nothing can come; `None` if that is not known yet.
+    /// What came, or that nothing can come.
     fn poll_packet(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<Found>> {
-        let socket = match &self.socket {
-            Ok(socket) => socket,
-            Err(_) => return Poll::Ready(Ok(Found::Gone)),
-        };
-        loop {
-            match self.arriving.receive(socket.as_fd(), Mode::Try) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                found => return Poll::Ready(found),
-            }
+        let Some(inlet) = &mut self.inlet else { return Poll::Ready(Ok(Found::Gone)) };
+        if self.result.is_some() {
             // Once the call is over nothing more can come than is there.
-            if self.result.is_some() {
-                return Poll::Ready(Ok(Found::Gone));
-            }
-            let registered = match &self.registered {
-                Some(registered) => registered,
-                None => self.registered.insert(Registered::new(socket.try_clone()?, Interest::READABLE)?),
-            };
-            if ready!(registered.poll_edge(cx)).is_err() {
-                // Its runtime has ended; this may be another one.
-                self.registered = None;
-            }
+            return Poll::Ready(inlet.try_packet().map(|found| found.unwrap_or(Found::Gone)));
         }
+        inlet.poll_packet(cx)
     }
 
     fn end(&mut self, error: Option<TaskError>) -> Poll<Option<Result<R, TaskError>>> {
         self.over = true;
-        self.registered = None;
+        self.inlet = None;
         Poll::Ready(error.map(Err))
     }
 }
@@ -114,7 +85,7 @@ impl<R: Message> Stream for TaskStream<R> {
         }
         let coop = ready!(tokio::task::coop::poll_proceed(cx));
         loop {
-            if let Some(item) = this.arriving.next() {
+            if let Some(item) = this.inlet.as_mut().and_then(Inlet::next) {
                 coop.made_progress();
                 return Poll::Ready(Some(item.map_err(TaskError::Undecodable)));
             }
@@ -136,7 +107,7 @@ impl<R: Message> Stream for TaskStream<R> {
             let Some(result) = this.result.take() else { return Poll::Pending };
             coop.made_progress();
             return match result {
-                Ok(()) if !this.arriving.has_ended() => {
+                Ok(()) if !this.inlet.as_ref().is_some_and(Inlet::has_ended) => {
                     this.end(Some(undecodable("the stream was cut short")))
                 }
                 result => this.end(result.err()),

@@ -3,8 +3,10 @@
 //! - [`current`]: which task this is, which attempt, how much time it has.
 //! - [`progress`]: tell the caller how far it is.
 //! - [`with_state`]: what the worker holds for its tasks.
+//! - [`Input`]: a stream of values into the task.
 
 pub(crate) mod flow;
+mod input;
 pub(crate) mod state;
 
 use std::cell::RefCell;
@@ -14,6 +16,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
+pub use self::input::{Blocking, Input};
 pub use self::state::with_state;
 use crate::reduction::{encode, parent};
 use crate::sys;
