@@ -163,6 +163,7 @@ impl Start {
 pub(crate) fn run(start: Start, own_handlers: bool) -> ! {
     let Start { control, order, guardian } = start;
     set_phase(Phase::Bootstrapping);
+    let debugged = order.head.debugged;
     let (order, bytes, attachments) = order.split();
     let found = find(&order.work);
     if let Err(error) = settle(order, &control) {
@@ -187,10 +188,23 @@ pub(crate) fn run(start: Start, own_handlers: bool) -> ! {
     }
     set_leaving(Leaving { control, run_handlers: own_handlers });
     set_phase(Phase::Running);
+    if debugged {
+        wait_for_debugger();
+    }
     let args = Incoming { bytes: &bytes, attachments };
     // The report of a panic was printed by the panic hook.
     let code = catch_unwind(AssertUnwindSafe(|| call(found, args))).unwrap_or(1);
     leave(code)
+}
+
+/// Says where it is, and goes on when a debugger is there. Looks for it now and then, as nothing
+/// tells of it.
+fn wait_for_debugger() {
+    sys::worker::admit_debugger();
+    eprintln!("{}: process {} waits for a debugger", current_name(), sys::process::getpid());
+    while sys::worker::is_traced().is_ok_and(|traced| !traced) {
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
 }
 
 fn call(found: Found, args: Incoming<'_>) -> i32 {
@@ -250,6 +264,10 @@ fn settle(mut order: Order, control: &Fd) -> std::io::Result<()> {
     }
     if order.worker {
         sys::signal::ignore_group_signals();
+        sys::worker::offer_to_oom_killer();
+    }
+    if !order.core_files {
+        sys::worker::leave_no_core();
     }
     if let Some(lifeline) = order.lifeline.take() {
         let lifeline = lifeline.into_fd()?;

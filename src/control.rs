@@ -28,6 +28,10 @@ pub(crate) struct Order {
     pub(crate) path: Vec<u32>,
     pub(crate) daemon: bool,
     pub(crate) worker: bool,
+    /// Whether its memory may be dumped when it crashes, as far as its parent's may.
+    pub(crate) core_files: bool,
+    /// It does not begin before a debugger is attached.
+    pub(crate) debugged: bool,
     pub(crate) authkey: AuthKey,
     pub(crate) method: StartMethod,
     pub(crate) parent: ParentInfo,
@@ -98,6 +102,8 @@ pub(crate) enum Report {
     #[serde(skip)]
     Fault {
         stack_overflow: bool,
+        /// What was accessed, or where the instruction is that cannot be executed.
+        address: Option<u64>,
     },
 }
 
@@ -189,7 +195,10 @@ impl FromRaw for Report {
     fn from_raw(bytes: &[u8]) -> Option<Self> {
         match bytes {
             sys::guardian::CORE_DUMPED => Some(Self::CoreDumped),
-            [b'F', kind, ..] => Some(Self::Fault { stack_overflow: *kind == 1 }),
+            [b'F', kind, _signal, address @ ..] => Some(Self::Fault {
+                stack_overflow: *kind == 1,
+                address: address.try_into().ok().filter(|_| *kind != 0).map(u64::from_le_bytes),
+            }),
             _ => None,
         }
     }

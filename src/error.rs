@@ -282,7 +282,7 @@ impl TaskError {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct WorkerDied {
-    /// How it ended.
+    /// How it ended, and where, if it crashed: see [`ExitStatus::fault_address`](crate::ExitStatus::fault_address).
     pub exit: crate::ExitStatus,
     /// The end of what it wrote to stderr: at most 4 KiB.
     pub stderr_tail: String,

@@ -46,6 +46,7 @@ pub struct PoolBuilder {
     name: Option<String>,
     faults: Option<Faults>,
     output: Output,
+    core_files: bool,
     in_process: bool,
 }
 
@@ -259,6 +260,15 @@ impl PoolBuilder {
         self
     }
 
+    /// Whether workers that crash may leave core files, as far as this process may: then its own
+    /// limit is theirs (under `forkserver` the one that it had when the server started). By default they leave none, since writing one takes long, during which the
+    /// worker is not replaced, and shows what was in its memory. A task can raise its soft
+    /// `RLIMIT_CORE` again.
+    pub fn core_files(mut self, core_files: bool) -> Self {
+        self.core_files = core_files;
+        self
+    }
+
     /// Has its workers be threads of this process, for tests and for where no process may be
     /// started: in a daemon or a pool's worker, and in the debugger.
     ///
@@ -305,6 +315,7 @@ impl PoolBuilder {
             max_memory,
             faults: self.faults.map(Plan::new).transpose()?,
             output: self.output,
+            core_files: self.core_files,
             in_process: self.in_process,
         };
         let timer = sys::fd::timerfd()?;

@@ -42,6 +42,7 @@ pub(super) struct Recipe {
     pub(super) faults: Option<Plan>,
     pub(super) output: Output,
     /// On threads of this process.
+    pub(super) core_files: bool,
     pub(super) in_process: bool,
 }
 
@@ -400,6 +401,7 @@ impl Recipe {
             .context(self.context.clone())
             .name(name)
             .worker()
+            .core_files(self.core_files)
             .output_to(stdout, stderr)
             .start()
             .await?;

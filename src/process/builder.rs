@@ -62,6 +62,7 @@ pub struct ProcessBuilder {
     authkey: Option<AuthKey>,
     start_timeout: Duration,
     worker: bool,
+    core_files: bool,
     internal: bool,
     stdout: Option<Fd>,
     stderr: Option<Fd>,
@@ -94,6 +95,7 @@ impl ProcessBuilder {
             authkey: None,
             start_timeout: START_TIMEOUT,
             worker: false,
+            core_files: false,
             internal: false,
             stdout: None,
             stderr: None,
@@ -157,6 +159,12 @@ impl ProcessBuilder {
         self.internal()
     }
 
+    /// Whether it may leave core files; a worker does not unless this says so.
+    pub(crate) fn core_files(mut self, core_files: bool) -> Self {
+        self.core_files = core_files;
+        self
+    }
+
     /// What becomes its stdout, if not this process's, and its stderr.
     pub(crate) fn output_to(mut self, stdout: Option<Fd>, stderr: Fd) -> Self {
         self.stdout = stdout;
@@ -191,6 +199,7 @@ impl ProcessBuilder {
             context: self.context,
             path,
             worker: self.worker,
+            core_files: self.core_files || !self.worker,
             stdout: self.stdout,
             stderr: self.stderr,
             timeout: self.start_timeout,

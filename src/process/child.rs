@@ -42,6 +42,7 @@ struct Ward {
 struct End {
     status: Option<ExitStatus>,
     stack_overflow: bool,
+    fault: Option<u64>,
     core_dumped: bool,
     last_words: Option<i32>,
     answer: Option<Answer>,
@@ -54,7 +55,10 @@ impl End {
     fn note(&mut self, letter: Letter<Report>) {
         match letter.split() {
             (Report::Exiting(code), ..) => self.last_words = Some(code),
-            (Report::Fault { stack_overflow }, ..) => self.stack_overflow |= stack_overflow,
+            (Report::Fault { stack_overflow, address }, ..) => {
+                self.stack_overflow |= stack_overflow;
+                self.fault = self.fault.or(address);
+            }
             (Report::CoreDumped, ..) => self.core_dumped = true,
             (Report::Value, bytes, attachments) => self.answer = Some(Ok((bytes, attachments))),
             (Report::Failed(failure), ..) => self.answer = Some(Err(failure.into_error())),
@@ -198,7 +202,7 @@ impl Child {
                 Ok(Some(exit)) => exit,
                 Ok(None) => return None,
             };
-            end.status = Some(ExitStatus::new(exit, end.stack_overflow));
+            end.status = Some(ExitStatus::new(exit, end.stack_overflow).at(end.fault));
         }
         end.status
     }

@@ -10,11 +10,17 @@ use crate::sys::signal;
 pub struct ExitStatus {
     exit: Exit,
     stack_overflow: bool,
+    fault: Option<u64>,
 }
 
 impl ExitStatus {
     pub(crate) fn new(exit: Exit, stack_overflow: bool) -> Self {
-        Self { exit, stack_overflow }
+        Self { exit, stack_overflow, fault: None }
+    }
+
+    /// Where it has faulted, if it died of that and not of something later.
+    pub(crate) fn at(self, fault: Option<u64>) -> Self {
+        Self { fault: fault.filter(|_| self.signal().is_some_and(signal::is_fault)), ..self }
     }
 
     /// Whether the exit code is 0.
@@ -48,6 +54,13 @@ impl ExitStatus {
         self.stack_overflow
     }
 
+    /// The address at which it died: of SIGSEGV and SIGBUS what was accessed, of SIGILL and SIGFPE
+    /// the instruction. `None` where the kernel gives none: for a signal that somebody sent, and on
+    /// x86-64 for an access beyond all addresses.
+    pub fn fault_address(&self) -> Option<u64> {
+        self.fault
+    }
+
     /// Whether it ended and nobody knows how: somebody else in this process reaped it, or SIGCHLD
     /// is ignored here, and it had no time to say its code.
     pub fn is_unknown(&self) -> bool {
@@ -72,6 +85,9 @@ impl fmt::Display for ExitStatus {
                 write!(f, "{}{}", signal::name(signal), if core { ", core dumped" } else { "" })?;
             }
             Exit::Unknown => write!(f, "exited, status unknown")?,
+        }
+        if let Some(address) = self.fault {
+            write!(f, " at {address:#x}")?;
         }
         if self.stack_overflow {
             write!(f, " (stack overflow)")?;

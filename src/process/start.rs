@@ -26,6 +26,7 @@ pub(super) struct Plan {
     pub(super) context: Context,
     pub(super) path: Vec<u32>,
     pub(super) worker: bool,
+    pub(super) core_files: bool,
     pub(super) stdout: Option<Fd>,
     pub(super) stderr: Option<Fd>,
     pub(super) timeout: Duration,
@@ -44,6 +45,8 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
         path: plan.path,
         daemon: plan.about.daemon,
         worker: plan.worker,
+        core_files: plan.core_files,
+        debugged: plan.worker && waits_for_debugger(&plan.about.name),
         authkey: plan.about.authkey.clone(),
         method,
         parent: identity.as_parent()?,
@@ -121,6 +124,12 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
 
 /// How long a worker has to end by itself whose start is given up.
 const GRACE: Duration = Duration::from_secs(1);
+
+/// Whether the environment names this worker, or all.
+fn waits_for_debugger(name: &str) -> bool {
+    let wanted = std::env::var("TOKIO_MULTIPROCESS_WAIT_FOR_DEBUGGER").unwrap_or_default();
+    wanted == "1" || !wanted.is_empty() && name.contains(&wanted)
+}
 
 /// A child that nobody but its start knows of: dropped, it is killed and reaped.
 struct Newborn {

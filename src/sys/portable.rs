@@ -424,6 +424,9 @@ pub(crate) mod signal {
     pub(crate) const CONT: i32 = 18;
     pub(crate) const TERM: i32 = 15;
 
+    pub(crate) fn is_fault(_: i32) -> bool {
+        false
+    }
     pub(crate) fn name(signal: i32) -> String {
         format!("signal {signal}")
     }
@@ -523,5 +526,14 @@ pub(crate) mod threads {
     }
     pub(crate) fn foreign() -> io::Result<usize> {
         Ok(0)
+    }
+}
+
+pub(crate) mod worker {
+    pub(crate) fn offer_to_oom_killer() {}
+    pub(crate) fn leave_no_core() {}
+    pub(crate) fn admit_debugger() {}
+    pub(crate) fn is_traced() -> std::io::Result<bool> {
+        super::unsupported()
     }
 }

@@ -1,4 +1,4 @@
-//! The last words of a process that dies of a memory fault.
+//! The last words of a process that dies of a memory fault, or of an instruction that cannot be.
 //!
 //! Without an alternate stack a stack overflow is a silent SIGSEGV: the handler has no stack to
 //! run on. Everything the handler does is async-signal-safe, takes no lock and allocates nothing.
@@ -22,8 +22,12 @@ const REACH: usize = 64 * 1024;
 /// What the handler needs besides the saved registers.
 const HANDLER_STACK: usize = 8 * 1024;
 const MIN_ALT_STACK: usize = 16 * 1024;
+/// The code of a signal whose address the kernel does not know; the libc crate does not have it.
+const SI_KERNEL: c_int = 0x80;
 /// The auxiliary value that says how much the kernel saves; the libc crate does not have it.
 const AT_MINSIGSTKSZ: libc::c_ulong = 51;
+
+const SIGNALS: [Signal; 4] = [Signal::SIGSEGV, Signal::SIGBUS, Signal::SIGILL, Signal::SIGFPE];
 
 static REPORT_TO: AtomicI32 = AtomicI32::new(-1);
 /// Only the first of several faults at the same time is reported.
@@ -35,20 +39,20 @@ thread_local! {
     static ALT_STACK: RefCell<Option<AltStack>> = const { RefCell::new(None) };
 }
 
-/// Reports SIGSEGV and SIGBUS of any thread as one message on the socket `report_to`, which must
+/// Reports SIGSEGV, SIGBUS, SIGILL and SIGFPE of any thread as one message on the socket `report_to`, which must
 /// stay open, before the process dies of the signal.
 ///
-/// The message has 11 bytes: `F`, 1 for a stack overflow or 0, the signal, the address (64 bits,
-/// little-endian). Overflows are only seen on threads that have called [`guard_thread`].
+/// The message has 11 bytes: `F`; 1 for a stack overflow, 2 for another fault, 0 for one without an
+/// address; the signal; the address (64 bits, little-endian). Overflows are only seen on threads
+/// that have called [`guard_thread`].
 pub(crate) fn install(report_to: RawFd) {
     REPORT_TO.store(report_to, Ordering::SeqCst);
     let mut other = SigSet::empty();
     // A fault in the handler then ends the process at once.
-    other.add(Signal::SIGSEGV);
-    other.add(Signal::SIGBUS);
+    SIGNALS.iter().for_each(|signal| other.add(*signal));
     let flags = SaFlags::SA_ONSTACK | SaFlags::SA_SIGINFO;
     let action = SigAction::new(SigHandler::SigAction(on_fault), flags, other);
-    for signal in [Signal::SIGSEGV, Signal::SIGBUS] {
+    for signal in SIGNALS {
         // SAFETY: `on_fault` is async-signal-safe.
         unsafe { sigaction(signal, &action) }.expect("faults can be caught");
     }
@@ -58,8 +62,9 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _context: *mut
     // SAFETY: the kernel hands a valid `siginfo_t` to a handler with SA_SIGINFO, and for these
     // signals it has an address.
     let (code, address) = unsafe { ((*info).si_code, (*info).si_addr() as usize) };
-    // What another process has sent has no address.
-    let address = if code > 0 { address } else { 0 };
+    // What another process has sent has no address, nor what the kernel cannot place.
+    let placed = code > 0 && code != SI_KERNEL;
+    let address = if placed { address } else { 0 };
     let (low, high) = GUARD.get();
     // A bus error comes from a file's mapping, and one may lie right below the guard.
     let overflow = signal == libc::SIGSEGV && (low..high).contains(&address);
@@ -67,7 +72,8 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _context: *mut
         if overflow {
             say_overflow();
         }
-        report(overflow, signal, address);
+        let kind = if overflow { 1 } else { 2 * u8::from(placed) };
+        report(kind, signal, address);
     }
     // SAFETY: all-zero is SIG_DFL; `signal` and `raise` are async-signal-safe. With the default
     // back, the instruction that is returned to faults again; where no instruction has faulted,
@@ -80,8 +86,8 @@ extern "C" fn on_fault(signal: c_int, info: *mut libc::siginfo_t, _context: *mut
     }
 }
 
-fn report(overflow: bool, signal: c_int, address: usize) {
-    let mut message = [b'F', u8::from(overflow), signal as u8, 0, 0, 0, 0, 0, 0, 0, 0];
+fn report(kind: u8, signal: c_int, address: usize) {
+    let mut message = [b'F', kind, signal as u8, 0, 0, 0, 0, 0, 0, 0, 0];
     message[3..].copy_from_slice(&(address as u64).to_le_bytes());
     let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
     let socket = REPORT_TO.load(Ordering::SeqCst);
@@ -327,7 +333,7 @@ mod tests {
             black_box(unsafe { pointer.read_volatile() });
         });
         assert!(died_of(&death, libc::SIGSEGV));
-        assert_eq!(death.reports, [(0, libc::SIGSEGV, wild as u64)]);
+        assert_eq!(death.reports, [(2, libc::SIGSEGV, wild as u64)]);
         assert_eq!(death.stderr, "");
     }
 
@@ -350,7 +356,7 @@ mod tests {
         });
         assert!(died_of(&death, libc::SIGBUS));
         assert_eq!(death.reports.len(), 1);
-        assert_eq!((death.reports[0].0, death.reports[0].1), (0, libc::SIGBUS));
+        assert_eq!((death.reports[0].0, death.reports[0].1), (2, libc::SIGBUS));
     }
 
     #[test]

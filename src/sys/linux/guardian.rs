@@ -56,6 +56,8 @@ pub(crate) fn split(control: BorrowedFd) -> io::Result<i32> {
     // Before there is a child whose end could be missed. Where SIGCHLD is ignored the kernel would
     // keep no status for anybody.
     let before = Signals::take();
+    // The copy gets another.
+    set_title("mp-guardian");
     match fork() {
         Ok(Fork::Parent { pid }) => watch(pid, control),
         Ok(Fork::Child) => {
@@ -117,7 +119,6 @@ fn watch(worker: i32, control: BorrowedFd) -> ! {
     super::fd::close_from(CONTROL + 1);
     // Not to keep a file system in use.
     let _ = nix::unistd::chdir(c"/");
-    set_title("mp-guardian");
     // SAFETY: just made, and open as long as this process lives.
     let control = unsafe { BorrowedFd::borrow_raw(CONTROL) };
 

@@ -17,5 +17,6 @@ pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod threads;
 pub(crate) mod usage;
+pub(crate) mod worker;
 
 pub(crate) use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd as Fd, RawFd};

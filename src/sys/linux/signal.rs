@@ -12,6 +12,11 @@ pub(crate) const STOP: i32 = libc::SIGSTOP;
 pub(crate) const CONT: i32 = libc::SIGCONT;
 pub(crate) const TERM: i32 = libc::SIGTERM;
 
+/// Whether it tells of an instruction that failed at some address.
+pub(crate) fn is_fault(signal: i32) -> bool {
+    matches!(signal, libc::SIGSEGV | libc::SIGBUS | libc::SIGILL | libc::SIGFPE)
+}
+
 /// `SIGKILL` and so on.
 pub(crate) fn name(signal: i32) -> String {
     match Signal::try_from(signal) {
