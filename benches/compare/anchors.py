@@ -1,12 +1,16 @@
-"""One workload on CPython's multiprocessing: `anchors.py WORKLOAD PROCESSES COUNT`.
+"""One workload on CPython's multiprocessing: `anchors.py WORKLOAD PROCESSES COUNT SIZE`.
 
 Prints what one operation took, in seconds. Whatever is needed before is started and warm when the
 clock starts, as it is on the other side.
 """
 
+import collections
 import multiprocessing
+import os
+import signal
 import statistics
 import sys
+import tempfile
 import time
 
 
@@ -54,17 +58,75 @@ def pool_apply(pool, count):
         pool.apply(square, (x,))
 
 
-def main(workload, processes, count):
+def echo(payload):
+    return payload
+
+
+def payload_one(pool, count, size):
+    payload = bytes(size)
+    for _ in range(count):
+        payload = pool.apply(echo, (payload,))
+    assert len(payload) == size
+
+
+def payload_several(pool, count, size):
+    payload = bytes(size)
+    under_way = collections.deque()
+    for _ in range(count):
+        if len(under_way) == 8:
+            under_way.popleft().get()
+        under_way.append(pool.apply_async(echo, (payload,)))
+    for result in under_way:
+        assert len(result.get()) == size
+
+
+def spin(mark):
+    with open(mark + ".new", "w") as file:
+        file.write(str(os.getpid()))
+    os.rename(mark + ".new", mark)
+    while True:
+        pass
+
+
+def killed(pool, until):
+    """Kills a worker that works for ever: until its processor is free, or the next answer."""
+    with tempfile.TemporaryDirectory() as directory:
+        mark = os.path.join(directory, "mark")
+        pool.apply_async(spin, (mark,))
+        while not os.path.exists(mark):
+            time.sleep(0.001)
+        with open(mark) as file:
+            pid = int(file.read())
+        begin = time.perf_counter()
+        os.kill(pid, signal.SIGKILL)
+        if until == "freed":
+            try:
+                while not open(f"/proc/{pid}/stat").read().rpartition(") ")[2].startswith("Z"):
+                    pass
+            except OSError:
+                pass
+        else:
+            pool.apply(nothing)
+        return time.perf_counter() - begin
+
+
+def main(workload, processes, count, size):
     if workload.startswith("start_join_"):
         print(start_join(workload.removeprefix("start_join_"), count))
         return
+    if workload.startswith("kill_"):
+        with multiprocessing.Pool(processes) as pool:
+            pool.apply(nothing)
+            print(killed(pool, workload.removeprefix("kill_")))
+        return
     run = globals()[workload]
+    args = (size,) if workload.startswith("payload_") else ()
     with multiprocessing.Pool(processes) as pool:
         pool.map(square, range(1000))
         begin = time.perf_counter()
-        run(pool, count)
+        run(pool, count, *args)
         print((time.perf_counter() - begin) / count)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))
+    main(sys.argv[1], *map(int, sys.argv[2:5]))

@@ -1,13 +1,21 @@
-//! This crate beside procspawn, rayon and CPython: `cargo run --release` in this directory.
+//! This crate beside procspawn, rayon, workers made by hand with `tokio::process`, and CPython:
+//! `cargo run --release` in this directory, with the names of what is to be compared, or all of it.
+//! `starts-of-large` wants `--features large` besides.
 //!
 //! All take turns, round by round. CPython's rounds are runs of `anchors.py`; without a `python3`
 //! they are left out. rayon's are on threads, and show what processes cost.
 
+mod anchor;
+mod by_hand;
+mod kills;
+mod once;
+mod payloads;
 #[path = "../../support/mod.rs"]
 mod support;
 
 use std::process::Command;
 
+use anchor::anchor;
 use futures::StreamExt;
 use rayon::prelude::*;
 use support::{Bound, Figure, each, heading, share};
@@ -18,18 +26,35 @@ const ROUNDS: usize = 5;
 const PROCESSES: usize = 2;
 
 fn main() {
+    by_hand::enter();
+    once::enter();
     // procspawn's children come this way.
     procspawn::init();
+    let chosen: Vec<_> = std::env::args().skip(1).collect();
+    let wants = |what: &str| chosen.is_empty() || chosen.iter().any(|name| name == what);
     let python =
         Command::new("python3").arg("--version").output().is_ok_and(|output| output.status.success());
     if !python {
         println!("no python3 here: without CPython");
     }
-    let current = Builder::new_current_thread().enable_all().build().expect("a runtime");
-    // Before there are other threads: `fork` is refused beside them.
-    starts(&current, python);
+    if wants("starts-of-large") {
+        once::compare();
+    }
+    if wants("starts") {
+        let current = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        // Before there are other threads: `fork` is refused beside them.
+        starts(&current, python);
+    }
     let multi = Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    pools(&multi, python);
+    if wants("pools") {
+        pools(&multi, python);
+    }
+    if wants("kills") {
+        kills::compare(&multi, python);
+    }
+    if wants("payloads") {
+        payloads::compare(&multi, python);
+    }
 }
 
 fn square(x: u64) -> u64 {
@@ -51,7 +76,7 @@ fn starts(runtime: &Runtime, python: bool) {
         for (context, method, ours, cpython) in &mut figures {
             ours.push(each(STARTS, || runtime.block_on(start_and_join(context))));
             if python {
-                cpython.push(anchor(&format!("start_join_{method}"), STARTS));
+                cpython.push(anchor(&format!("start_join_{method}"), PROCESSES, STARTS, 0));
             }
         }
         peer.push(each(STARTS, || procspawn::spawn((), |()| ()).join().expect("its end")));
@@ -192,7 +217,7 @@ impl Workload<'_> {
                 figure.push(share(self.count, || run(self.count)));
             }
             if python {
-                cpython.push(anchor(self.anchor, self.count as usize));
+                cpython.push(anchor(self.anchor, PROCESSES, self.count as usize, 0));
             }
         }
         heading(self.name);
@@ -206,16 +231,4 @@ impl Workload<'_> {
             figure.print_against(&ours, Bound::None);
         }
     }
-}
-
-/// What one operation of a workload takes in CPython, in seconds.
-fn anchor(workload: &str, count: usize) -> f64 {
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/anchors.py");
-    let output = Command::new("python3")
-        .args([script, workload, &PROCESSES.to_string(), &count.to_string()])
-        .output()
-        .expect("python3 runs");
-    let seconds = String::from_utf8_lossy(&output.stdout).trim().parse();
-    let complaint = String::from_utf8_lossy(&output.stderr);
-    seconds.unwrap_or_else(|error| panic!("{workload} in CPython: {error}\n{complaint}"))
 }
