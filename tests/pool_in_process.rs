@@ -290,3 +290,40 @@ fn retries_and_kill_on_drop() {
         notebook.open_gate();
     });
 }
+
+/// One state for each thread, not one for the process.
+#[test]
+fn state_streams_and_progress() {
+    fn load(first: u64) -> Vec<u64> {
+        vec![first]
+    }
+    fn push(state: &mut Vec<u64>, x: u64) -> Vec<u64> {
+        state.push(x);
+        state.clone()
+    }
+    fn count(n: u32) -> impl Iterator<Item = u32> {
+        mp::task::progress(&n);
+        0..n
+    }
+    run(60, async {
+        let builder = Pool::builder().in_process().processes(1).state(load, (1,));
+        let one = builder.build().await.unwrap();
+        let other = Pool::builder().in_process().processes(1).state(load, (9,)).build().await.unwrap();
+        assert_eq!(one.apply(push, (2,)).await.unwrap(), [1, 2]);
+        assert_eq!(other.apply(push, (8,)).await.unwrap(), [9, 8]);
+        assert_eq!(one.apply(push, (3,)).await.unwrap(), [1, 2, 3]);
+
+        let numbers: Vec<u32> = one.stream(count, (1_000,)).try_collect().await.unwrap();
+        assert_eq!(numbers, (0..1_000).collect::<Vec<_>>());
+        // Told to end while the task waits for its reader.
+        let mut numbers = one.stream(count, (1_000_000,));
+        assert_eq!(numbers.next().await.unwrap().unwrap(), 0);
+        drop(numbers);
+        assert_eq!(one.apply(push, (4,)).await.unwrap(), [1, 2, 3, 4]);
+
+        let (told, heard) = std::sync::mpsc::channel();
+        let call = one.apply(|| mp::task::progress(&7u32), ()).progress(move |n: u32| told.send(n).unwrap());
+        call.await.unwrap();
+        assert_eq!(heard.try_recv(), Ok(7));
+    });
+}
