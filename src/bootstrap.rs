@@ -271,7 +271,12 @@ fn settle(mut order: Order, control: &Fd) -> std::io::Result<()> {
     }
     if let Some(lifeline) = order.lifeline.take() {
         let lifeline = lifeline.into_fd()?;
-        let armed = sys::orphan::die_with(lifeline.as_fd(), true)?;
+        let armed = sys::orphan::die_with(lifeline.as_fd(), true).map_err(|error| {
+            // What the kernel says names neither the file nor why it is opened.
+            std::io::Error::other(format!(
+                "it cannot be made to die with its parent (in /proc/self/fd): {error}"
+            ))
+        })?;
         let _ = LIFELINE.get().set(armed);
     }
     sys::fault::install(control.as_raw_fd());

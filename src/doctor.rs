@@ -132,7 +132,7 @@ fn checks() -> Vec<Check> {
         needed(
             "/proc",
             probe::proc(),
-            "no start method works: the program, the descriptors and the threads are found there",
+            "no pool and no daemon starts: the program, the descriptors and the threads are found there",
         ),
         needed("memfd", probe::sealed_memory(), "pools have no rings, and a Blob cannot be made"),
         needed("eventfd", probe::eventfd(), "nobody can be woken"),

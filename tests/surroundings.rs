@@ -329,6 +329,7 @@ mod linux {
     }
 
     fn no_proc() {
+        let program = std::env::current_exe().unwrap();
         own_mounts();
         if umount2("/proc", MntFlags::MNT_DETACH).is_err() {
             // Not in a namespace of users; but something else can lie over it.
@@ -348,6 +349,14 @@ mod linux {
                 let error = pool.expect_err("it has a worker").to_string();
                 assert!(error.contains("/proc"), "{method}: {error}");
             }
+            // With a program that is found otherwise there are processes, but none that would be
+            // sure to end with this one.
+            mp::set_executable(program);
+            let context = mp::Context::new(mp::StartMethod::Spawn);
+            assert_eq!(context.spawn(|x: u8| x + 1, (1,)).await.unwrap().await.unwrap(), 2);
+            let daemon = context.process(|| (), ()).daemon(true).start().await;
+            let error = daemon.expect_err("it was started").to_string();
+            assert!(error.contains("/proc"), "{error}");
             let pool = mp::Pool::builder().processes(1).in_process().build().await.unwrap();
             assert_eq!(pool.apply(|x: u8| x + 1, (1,)).await.unwrap(), 2);
         });

@@ -137,17 +137,41 @@ pub(crate) fn descriptors_left() -> io::Result<u64> {
     Ok(hard.saturating_sub(fd::open_fds()?.len() as u64))
 }
 
-/// How many more processes and threads this user may start: `None` for no limit.
+/// How many more processes and threads may be started: `None` for no limit.
 ///
-/// The kernel counts per user and namespace; here, what of it `/proc` shows is counted.
+/// The kernel counts per user and namespace; here, what of it `/proc` shows is counted. The
+/// process's cgroup may have a limit of its own.
 pub(crate) fn processes_left() -> io::Result<Option<u64>> {
     let (soft, _) = getrlimit(Resource::RLIMIT_NPROC)?;
     let user = nix::unistd::getuid();
     // The limit does not bind root.
-    if soft == libc::RLIM_INFINITY || user.is_root() {
-        return Ok(None);
-    }
-    Ok(Some(soft.saturating_sub(threads_of(user.as_raw())?)))
+    let by_user = if soft == libc::RLIM_INFINITY || user.is_root() {
+        None
+    } else {
+        Some(soft.saturating_sub(threads_of(user.as_raw())?))
+    };
+    let groups = std::fs::read_to_string("/proc/self/cgroup").unwrap_or_default();
+    let by_group = left_in_group(Path::new("/sys/fs/cgroup"), &groups);
+    Ok(by_user.into_iter().chain(by_group).min())
+}
+
+/// What is left to this process's cgroup, of both versions, of those that are mounted at `root`.
+fn left_in_group(root: &Path, groups: &str) -> Option<u64> {
+    let left = groups.lines().filter_map(|line| {
+        // hierarchy:controllers:path
+        let mut parts = line.splitn(3, ':').skip(1);
+        let (controllers, path) = (parts.next()?, parts.next()?);
+        let hierarchy = match controllers {
+            "" => root.to_owned(),
+            "pids" => root.join("pids"),
+            _ => return None,
+        };
+        let group = hierarchy.join(path.trim_start_matches('/'));
+        let number = |file: &str| std::fs::read_to_string(group.join(file)).ok()?.trim().parse::<u64>().ok();
+        // “max” is no number.
+        Some(number("pids.max")?.saturating_sub(number("pids.current")?))
+    });
+    left.min()
 }
 
 fn threads_of(user: u32) -> io::Result<u64> {
@@ -165,4 +189,30 @@ fn threads_of(user: u32) -> io::Result<u64> {
         }
     }
     Ok(count)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_group_may_have_a_limit() {
+        let root = std::env::temp_dir().join(format!("tokio-multiprocess-probe-{}", getpid()));
+        let write = |file: &str, text: &str| {
+            let file = root.join(file);
+            std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+            std::fs::write(file, text).unwrap();
+        };
+        write("a/b/pids.max", "10\n");
+        write("a/b/pids.current", "7\n");
+        write("free/pids.max", "max\n");
+        write("free/pids.current", "7\n");
+        write("pids/c/pids.max", "5\n");
+        write("pids/c/pids.current", "9\n");
+        assert_eq!(left_in_group(&root, "0::/a/b\n"), Some(3));
+        assert_eq!(left_in_group(&root, "0::/free\n"), None);
+        assert_eq!(left_in_group(&root, "0::/missing\n3:cpu:/a/b\n"), None);
+        assert_eq!(left_in_group(&root, "9:pids:/c\n0::/a/b\n"), Some(0));
+        std::fs::remove_dir_all(root).unwrap();
+    }
 }
