@@ -131,3 +131,74 @@ fn no_memory_at_all_is_no_limit() {
         assert!(matches!(refused, Error::InvalidArgument(_)), "{refused}");
     });
 }
+
+/// It belongs to the worker's guardian then.
+#[test]
+fn what_has_left_the_task_counts_as_well() {
+    run(60, async {
+        let pool = Pool::builder().processes(1).build().await.unwrap();
+        let leaving = |line: String| {
+            assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
+            std::thread::sleep(PATIENCE);
+        };
+        let line = "setsid sh -c 'head -c 1000m /dev/zero | tail >/dev/null; sleep 1000.1875' &".to_owned();
+        let error = pool.apply(leaving, (line,)).memory_limit(64 * MIB).await.unwrap_err();
+        assert!(matches!(error, TaskError::MemoryLimit { .. }), "{error}");
+        eventually("the end of all of it", || processes_with("1000.1875").is_empty()).await;
+        pool.terminate().await.unwrap();
+    });
+}
+
+/// The root of cgroup v2, if it is here and this process may make groups in it.
+fn cgroups() -> Option<std::path::PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
+    let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"))?;
+    let root = std::path::PathBuf::from(mount.split(' ').nth(1)?);
+    let own = root.join(format!("pool-memory-test-{}", pid()));
+    std::fs::create_dir(&own).ok().map(|()| own)
+}
+
+fn groups_in(path: &std::path::Path) -> Vec<std::path::PathBuf> {
+    let entries = std::fs::read_dir(path).unwrap().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+/// Starts what leaves the worker's process group and session at once, and goes on.
+fn start_escapee(seconds: String) {
+    let line = format!("setsid sleep {seconds} & wait");
+    Command::new("sh").args(["-c", &line]).spawn().unwrap();
+}
+
+#[test]
+fn a_worker_s_group_dies_with_it_and_is_removed() {
+    run_each(60, |context| async move {
+        let Some(path) = cgroups() else {
+            return eprintln!("skipped: no cgroup v2 in which this process may make groups");
+        };
+        let pool = Pool::builder().context(context).processes(2).cgroup(&path).memory_limit(64 * MIB);
+        let pool = pool.build().await.unwrap();
+        pool.ready().await.unwrap();
+        assert_eq!(groups_in(&path).len(), 2);
+        let own = || std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        let group = pool.apply(own, ()).await.unwrap();
+        assert!(group.contains("tokio-multiprocess-") && own() != group, "{group}");
+        // The limit holds with whatever controllers there are.
+        let error = pool.apply(grow, ()).await.unwrap_err();
+        assert!(matches!(error, TaskError::MemoryLimit { .. }), "{error}");
+        pool.apply(start_escapee, ("1000.125".to_owned(),)).await.unwrap();
+        eventually("the escapee", || !processes_with("1000.125").is_empty()).await;
+        pool.terminate().await.unwrap();
+        drop(pool);
+        eventually("its end", || processes_with("1000.125").is_empty()).await;
+        eventually("the groups' removal", || groups_in(&path).is_empty()).await;
+        std::fs::remove_dir(&path).unwrap();
+    });
+}
+
+#[test]
+fn a_directory_that_is_no_group_is_refused() {
+    run(30, async {
+        let refused = Pool::builder().cgroup("/").build().await.unwrap_err();
+        assert!(refused.to_string().contains("cgroup"), "{refused}");
+    });
+}

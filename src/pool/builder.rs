@@ -1,5 +1,6 @@
 //! A pool in the making.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,8 +17,9 @@ use crate::error::{Error, NotStarted, Result, TaskError};
 use crate::function::{Always, Load, Task, TaskCode, Trying, load_entry, task_entry};
 use crate::process::usable_cpu_count;
 use crate::reduction::{Message, Peer, encode};
-use crate::sys;
+use crate::sys::cgroup::Parent;
 use crate::sys::image::Entry;
+use crate::sys::{self, Mechanism, without};
 use crate::testing::{Faults, Plan};
 use crate::util::lock;
 
@@ -47,6 +49,7 @@ pub struct PoolBuilder {
     faults: Option<Faults>,
     output: Output,
     core_files: bool,
+    cgroup: Option<PathBuf>,
     in_process: bool,
 }
 
@@ -253,6 +256,22 @@ impl PoolBuilder {
         self
     }
 
+    /// Gives each worker a control group of its own, below this directory of cgroup v2, which must be
+    /// this program's. Then whatever a worker has started is killed at one stroke, however fast it
+    /// forks; and with the memory controller, which this enables for the directory if it can, the
+    /// kernel itself keeps tasks to their [`memory_limit`](Self::memory_limit).
+    ///
+    /// Without this call a pool with a `memory_limit` looks whether its own group was delegated to
+    /// it with that controller: marked so (`Delegate=yes` in systemd), or the root of a namespace.
+    /// Only a group without processes of its own can have it, so with systemd use
+    /// `DelegateSubgroup=` as well. To enter a group makes the start of a worker some milliseconds
+    /// longer. Groups that could not be removed, since the program was killed, go when the next pool
+    /// is built there.
+    pub fn cgroup(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.cgroup = Some(directory.into());
+        self
+    }
+
     /// What becomes of what its workers write to stdout and stderr; by default it goes where this
     /// process's goes. The end of stderr is in [`WorkerDied`](crate::WorkerDied) either way.
     pub fn output(mut self, output: Output) -> Self {
@@ -308,6 +327,12 @@ impl PoolBuilder {
         let max_tasks = if self.fresh { Some(1) } else { max_tasks };
         let max_tasks = max_tasks.map(|tasks| u32::try_from(tasks).unwrap_or(u32::MAX));
         let size = self.size(processes)?;
+        let cgroups = match &self.cgroup {
+            _ if self.in_process || without(Mechanism::Cgroup) => None,
+            Some(path) => Some(Parent::at(path)?),
+            None if memory_limit.is_some() => Parent::delegated(),
+            None => None,
+        };
         let recipe = Recipe {
             context: self.context,
             preparations: self.initializer.into_iter().chain(self.state).collect::<Result<_, _>>()?,
@@ -316,6 +341,7 @@ impl PoolBuilder {
             faults: self.faults.map(Plan::new).transpose()?,
             output: self.output,
             core_files: self.core_files,
+            cgroups,
             in_process: self.in_process,
         };
         let timer = sys::fd::timerfd()?;

@@ -58,6 +58,8 @@ pub(super) fn channel(parent_bell: &Arc<Fd>) -> io::Result<(Link, Replies, Setup
         bell: Handle::new(bell.try_clone()?),
         parent_bell: Handle::new(parent_bell.try_clone()?),
         socket: Handle::new(theirs),
+        cgroup: None,
+        group_memory: None,
         own_process: false,
         name: String::new(),
         preparations: Vec::new(),

@@ -12,12 +12,14 @@ use crate::bootstrap;
 use crate::error::Result;
 use crate::process::{ExitStatus, Process};
 use crate::sys;
+use crate::sys::cgroup::Cgroup;
 use crate::sys::process::Exit;
 
 /// What the pool needs of it. Clones are handles of the same.
 #[derive(Clone, Debug)]
 pub(super) enum Host {
-    Process(Process),
+    /// With the group that it is in, if it has one of its own.
+    Process(Process, Option<Arc<Cgroup>>),
     Thread(Thread),
 }
 
@@ -25,7 +27,7 @@ impl Host {
     /// Waits until it has ended.
     pub(super) async fn exited(&self) {
         match self {
-            Self::Process(process) => {
+            Self::Process(process, _) => {
                 // If it cannot be watched, it is as good as gone: better dead than unseen.
                 if process.exited().await.is_err() {
                     process.kill_tree();
@@ -40,7 +42,10 @@ impl Host {
     /// once, and ends when its task does.
     pub(super) fn kill(&self) {
         match self {
-            Self::Process(process) => process.kill_tree(),
+            Self::Process(process, cgroup) => {
+                process.kill_tree();
+                cgroup.iter().for_each(|cgroup| cgroup.kill());
+            }
             Self::Thread(thread) => thread.give_up(),
         }
     }
@@ -48,15 +53,20 @@ impl Host {
     /// How it ended, if it has; a process is gone for good then.
     pub(super) fn reap(&self) -> Option<ExitStatus> {
         match self {
-            Self::Process(process) => process.reap(),
+            Self::Process(process, _) => process.reap(),
             Self::Thread(thread) => thread.end().map(|exit| ExitStatus::new(exit, false)),
         }
+    }
+
+    /// Whether the kernel killed it for want of memory, as far as its group tells.
+    pub(super) fn was_out_of_memory(&self) -> bool {
+        matches!(self, Self::Process(_, Some(cgroup)) if cgroup.was_out_of_memory())
     }
 
     /// Of a process of its own.
     pub(super) fn pid(&self) -> Option<i32> {
         match self {
-            Self::Process(process) => Some(process.pid()),
+            Self::Process(process, _) => Some(process.pid()),
             Self::Thread(_) => None,
         }
     }

@@ -1,9 +1,11 @@
 //! How much memory workers hold.
 
+use std::sync::Arc;
+
 use super::output::LastWords;
 use crate::process::ExitStatus;
-use crate::sys;
 use crate::sys::usage::DataLimit;
+use crate::sys::{self, Fd, cgroup};
 
 /// How often a worker looks at most, in nanoseconds.
 const LOOK_EVERY: u64 = 1_000_000;
@@ -38,6 +40,14 @@ impl MemoryWatch {
 pub(super) struct Limited {
     pub(super) held: u64,
     _data: Option<DataLimit>,
+    group: Option<Arc<Group>>,
+}
+
+/// The memory of a worker's control group: what is used, and how much may be.
+#[derive(Debug)]
+pub(super) struct Group {
+    pub(super) used: Fd,
+    pub(super) max: Fd,
 }
 
 /// How much more than twice an item's limit may be mapped: runtimes map stacks and arenas that they
@@ -45,11 +55,18 @@ pub(super) struct Limited {
 const SLACK: u64 = 64 << 20;
 
 impl Limited {
-    pub(super) fn begin(limit: u64) -> Self {
+    pub(super) fn begin(limit: u64, group: Option<Arc<Group>>) -> Self {
         // Where nothing can be read nothing is enforced: no growth is seen beyond all there is.
         let held = sys::usage::own_tree().unwrap_or(u64::MAX);
         let more = limit.saturating_mul(2).saturating_add(SLACK);
-        Self { held, _data: DataLimit::lower(more).ok() }
+        let group = group.filter(|group| cgroup::limit_memory(&group.used, &group.max, limit).is_ok());
+        Self { held, _data: DataLimit::lower(more).ok(), group }
+    }
+}
+
+impl Drop for Limited {
+    fn drop(&mut self) {
+        self.group.iter().for_each(|group| cgroup::lift_limit(&group.max));
     }
 }
 

@@ -22,7 +22,9 @@ use super::worker;
 use crate::context::Context as StartContext;
 use crate::error::{Error, Result, StartError, TaskError};
 use crate::process::{ExitStatus, Process, off_thread};
+use crate::reduction::Handle;
 use crate::ring::frames;
+use crate::sys::cgroup::Parent;
 use crate::sys::process::Exit;
 use crate::sys::reactor::Registered;
 use crate::sys::{self, AsFd, Fd};
@@ -41,6 +43,8 @@ pub(super) struct Recipe {
     pub(super) max_memory: Option<u64>,
     pub(super) faults: Option<Plan>,
     pub(super) output: Output,
+    /// Where workers get groups of their own.
+    pub(super) cgroups: Option<Parent>,
     /// On threads of this process.
     pub(super) core_files: bool,
     pub(super) in_process: bool,
@@ -285,7 +289,7 @@ impl Supervisor {
         let exit = worker.host.reap().unwrap_or_else(|| ExitStatus::new(Exit::Unknown, false));
         let task = self.shared.with(|scheduler, _| scheduler.task_of(id)).flatten();
         let words = worker.streams.map(|streams| streams.last_words(task)).unwrap_or_default();
-        let out_of_memory = was_refused_memory(exit, &words);
+        let out_of_memory = was_refused_memory(exit, &words) || worker.host.was_out_of_memory();
         let death = Death { exit, stderr_tail: words.tail, out_of_memory };
         self.shared.with(|scheduler, now| scheduler.died(id, &death, now));
         wakers.into_iter().for_each(Waker::wake);
@@ -396,6 +400,11 @@ impl Recipe {
         setup.own_process = true;
         // The memory of this process is not a worker's.
         setup.max_memory = self.max_memory;
+        let cgroup = self.cgroups.as_ref().map(Parent::child).transpose()?.map(Arc::new);
+        if let Some(cgroup) = &cgroup {
+            setup.cgroup = Some(Handle::new(cgroup.door()?));
+            setup.group_memory = cgroup.memory().map(|(used, max)| (Handle::new(used), Handle::new(max)));
+        }
         let (streams, stdout, stderr) = Streams::open(self.output, &name)?;
         let process = Process::builder(worker::main, (setup,))
             .context(self.context.clone())
@@ -408,7 +417,7 @@ impl Recipe {
         // Not before: a start that is given up kills the process, but knows nothing yet of what user
         // code may have started there.
         self.prepare(&mut link).inspect_err(|_| process.kill_tree())?;
-        let lane = Attached { link, host: Host::Process(process) };
+        let lane = Attached { link, host: Host::Process(process, cgroup) };
         Ok(Box::new(Born { lane, replies, streams: Some(streams) }))
     }
 

@@ -30,6 +30,10 @@ pub(crate) struct Setup {
     pub(super) bell: Handle,
     pub(super) parent_bell: Handle,
     pub(super) socket: Handle,
+    /// By which it enters a group of its own, first thing.
+    pub(super) cgroup: Option<Handle>,
+    /// What that group uses of memory, and how much it may.
+    pub(super) group_memory: Option<(Handle, Handle)>,
     /// Its process is its own, and so are the limits on it.
     pub(super) own_process: bool,
     /// What it is called.

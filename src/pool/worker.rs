@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::channel::WorkerEnd;
-use super::memory::{Limited, MemoryWatch};
+use super::memory::{Group, Limited, MemoryWatch};
 use super::wire::{Body, INLINE, ITEM_HEAD, Kind, Order, Preparation, RunFrame, RunHead, Setup, Tag};
 use crate::bootstrap::drive;
 use crate::error::{RemotePanic, TaskError};
@@ -16,6 +16,7 @@ use crate::process::catch;
 use crate::reduction::{Attachments, Incoming, Peer, encode};
 use crate::ring::frames;
 use crate::sys::AsFd;
+use crate::sys::cgroup;
 use crate::sys::image::Entry;
 use crate::sys::per_process::process_token;
 use crate::sys::process::exit_now;
@@ -38,6 +39,13 @@ pub(super) fn serve(mut setup: Setup) -> io::Result<u8> {
     let preparations = std::mem::take(&mut setup.preparations);
     let name = std::mem::take(&mut setup.name);
     let (own_process, left) = (setup.own_process, setup.max_tasks);
+    if let Some(door) = setup.cgroup.take() {
+        cgroup::enter(door.into_fd()?)?;
+    }
+    let group = match setup.group_memory.take() {
+        Some((used, max)) => Some(Arc::new(Group { used: used.into_fd()?, max: max.into_fd()? })),
+        None => None,
+    };
     let faults = setup.faults.take().map(Injector::new).transpose()?;
     let memory = setup.max_memory.map(MemoryWatch::new);
     let end = WorkerEnd::new(setup)?;
@@ -50,6 +58,7 @@ pub(super) fn serve(mut setup: Setup) -> io::Result<u8> {
         own_process,
         left,
         memory,
+        group,
         retiring: false,
         faults,
     };
@@ -76,6 +85,7 @@ struct Worker {
     /// How many items it may still begin.
     left: Option<u32>,
     memory: Option<MemoryWatch>,
+    group: Option<Arc<Group>>,
     /// It has asked to be replaced.
     retiring: bool,
     faults: Option<Injector>,
@@ -153,7 +163,7 @@ impl Worker {
             let tag = Tag { seq, index };
             let item = run.next_item().map_err(|error| io::Error::other(error.to_string()))?;
             let limit = Some(run.head.memory_limit).filter(|limit| *limit > 0 && self.own_process);
-            let limited = limit.map(Limited::begin);
+            let limited = limit.map(|limit| Limited::begin(limit, self.group.clone()));
             limited.iter().for_each(|limited| self.end.begin_with(limited.held));
             let Some(began_at) = self.end.begin(seq, run.head.timed()) else {
                 return self.end.reply(Kind::Skipped, tag, b"", &Body::default(), more);

@@ -28,6 +28,9 @@ use super::process::{Exit, Fork, Whom};
 use super::process::{exit_now, fork, getpid, kill_group, set_own_group, set_title, wait_for};
 use super::socket::{Mode, send};
 
+/// What `ps` calls it.
+pub(crate) const NAME: &str = "mp-guardian";
+
 /// What the guardian says of a worker whose memory was dumped, as its own status cannot.
 pub(crate) const CORE_DUMPED: &[u8] = b"C";
 
@@ -57,7 +60,7 @@ pub(crate) fn split(control: BorrowedFd) -> io::Result<i32> {
     // keep no status for anybody.
     let before = Signals::take();
     // The copy gets another.
-    set_title("mp-guardian");
+    set_title(NAME);
     match fork() {
         Ok(Fork::Parent { pid }) => watch(pid, control),
         Ok(Fork::Child) => {

@@ -1,5 +1,6 @@
 //! The Linux face: one file for each of the kernel's subjects.
 
+pub(crate) mod cgroup;
 pub(crate) mod env;
 pub(crate) mod fault;
 pub(crate) mod fd;

@@ -8,13 +8,14 @@ use std::io;
 
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 
-/// More processes than this are not looked at: so many are hardly found while they are counted.
+/// Far more processes than this are not looked at: so many are hardly found while they are counted.
 const MOST: usize = 4096;
 
 /// What a process's status says.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Status {
     parent: i32,
+    is_guardian: bool,
     /// In core or swapped out.
     anonymous: u64,
     /// Mapped for private writing, touched or not: what `RLIMIT_DATA` limits.
@@ -33,6 +34,7 @@ impl Status {
             let Some((name, value)) = line.split_once(':') else { continue };
             let bytes = || parse_kb(value).ok_or(io::ErrorKind::InvalidData);
             match name {
+                "Name" => status.is_guardian = value.trim() == super::guardian::NAME,
                 "PPid" => status.parent = value.trim().parse().map_err(|_| io::ErrorKind::InvalidData)?,
                 "RssAnon" | "VmSwap" => status.anonymous += bytes()?,
                 "VmData" => status.data = bytes()?,
@@ -57,28 +59,24 @@ pub(crate) fn own_tree() -> io::Result<u64> {
     of_tree(super::process::getpid(), 0)
 }
 
-/// What a process and all below it hold, in bytes. Of those below only what they share with nobody:
+/// What a process and all below it hold, in bytes; below a worker is also what has come to its
+/// guardian. Of those below only what they share with nobody:
 /// a copy holds nothing before it writes, and what runs in its parent's memory never does.
 ///
 /// To tell that takes long for large processes; where less than `enough` is found even with all
 /// that they share, that is the answer.
 pub(crate) fn of_tree(root: i32, enough: u64) -> io::Result<u64> {
-    let own = Status::of(&root.to_string())?.anonymous;
-    let mut below = Vec::new();
-    let mut at = root;
+    let Status { anonymous: own, parent, .. } = Status::of(&root.to_string())?;
+    let mut below = children_of(root);
+    if Status::of(&parent.to_string()).is_ok_and(|parent| parent.is_guardian) {
+        below.extend(children_of(parent).into_iter().filter(|(process, _)| *process != root));
+    }
     let mut next = 0;
-    loop {
-        for child in children(at) {
-            // It may have ended since, and its number may be another's.
-            match Status::of(&child.to_string()) {
-                Ok(status) if status.parent == at && below.len() < MOST => {
-                    below.push((child, status));
-                }
-                _ => {}
-            }
-        }
-        let Some((process, _)) = below.get(next) else { break };
-        (at, next) = (*process, next + 1);
+    while let Some((process, _)) = below.get(next)
+        && below.len() < MOST
+    {
+        below.extend(children_of(*process));
+        next += 1;
     }
     let at_most = below.iter().map(|(_, status)| status.anonymous).sum::<u64>();
     if below.is_empty() || own.saturating_add(at_most) < enough {
@@ -86,6 +84,14 @@ pub(crate) fn of_tree(root: i32, enough: u64) -> io::Result<u64> {
     }
     let private = below.iter().filter(|(process, status)| !shares_memory(*process, status.parent));
     Ok(own + private.map(|(process, _)| private_memory(*process)).sum::<u64>())
+}
+
+/// A process's children and what they say of themselves.
+fn children_of(process: i32) -> Vec<(i32, Status)> {
+    let children = children(process).into_iter();
+    let all = children.filter_map(|child| Some((child, Status::of(&child.to_string()).ok()?)));
+    // One may have ended since, and its number be another's.
+    all.filter(|(_, status)| status.parent == process).collect()
 }
 
 /// The children of all of a process's threads; none where the kernel does not list them.
@@ -155,8 +161,11 @@ mod tests {
 
     #[test]
     fn a_status_in_no_known_shape_is_an_error() {
-        let known = Status::parse("PPid:\t7\nVmData:\t  8 kB\nRssAnon:\t 12 kB\nVmSwap:\t 4 kB\n").unwrap();
-        assert_eq!(known, Status { parent: 7, anonymous: 16 << 10, data: 8 << 10 });
+        let known = Status::parse(
+            "Name:\tmp-guardian\nPPid:\t7\nVmData:\t  8 kB\nRssAnon:\t 12 kB\nVmSwap:\t 4 kB\n",
+        )
+        .unwrap();
+        assert_eq!(known, Status { parent: 7, is_guardian: true, anonymous: 16 << 10, data: 8 << 10 });
         assert_eq!(Status::parse("State:\tZ (zombie)\n").unwrap(), Status::default());
         assert!(Status::parse("RssAnon:\t12 pages\n").is_err());
     }
