@@ -21,7 +21,7 @@ pub(super) use self::queue::Class;
 use self::queue::Queue;
 pub(super) use self::size::Size;
 use self::size::Starts;
-use self::worker::{State, Tally, Worker};
+use self::worker::{State, Worker};
 use super::call::OnProgress;
 use super::wire::{Body, Kind, Reply, RunHead, Tag};
 use crate::error::{NotStarted, TaskError, WorkerDied};
@@ -420,7 +420,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                     self.effects.attention |= !worker.is_kept();
                 }
                 Some((run, Sent::Impossible(why))) => {
-                    self.queue.done(worker.id, &run.job.spec().class, u64::from(run.count), None);
+                    self.queue.done(worker.id, &run.job.spec().class, u64::from(run.count));
                     self.lose(run, why);
                 }
                 Some((run, _)) => {
@@ -457,7 +457,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                 Some(run)
             }
             Verdict::Refuse { deaths } => {
-                self.queue.done(worker, &run.job.spec().class, 1, None);
+                self.queue.done(worker, &run.job.spec().class, 1);
                 self.lose(run, NotStarted::Quarantined { deaths });
                 None
             }
@@ -541,11 +541,12 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         self.starts.bore_fruit();
         let time = worker.bill(now) / answered;
         self.counts.ran(each, answered);
-        for Tally { class, items, waited } in worker.tally.drain(..) {
-            self.counts.waited(waited, items);
-            self.queue.charge(&class, time * items);
-            self.queue.done(worker.id, &class, items, Some(each));
+        for same in worker.tally.chunk_by(|one, next| one.class == next.class) {
+            same.iter().for_each(|tally| self.counts.waited(tally.waited, tally.items));
+            let items = same.iter().map(|tally| tally.items).sum();
+            self.queue.answered(worker.id, &same[0].class, items, each, time * items);
         }
+        worker.tally.clear();
     }
 
     fn read_replies(&mut self, index: usize, bytes: &[u8], now: u64) -> Result<(), Corrupt> {
@@ -665,7 +666,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                 let past = Some(Box::new(Past { failure: Some(error), probe: None }));
                 self.queue.give_back(id, Run { attempt: run.attempt + 1, past, ..run });
             } else {
-                self.queue.done(id, &run.job.spec().class, u64::from(run.count), None);
+                self.queue.done(id, &run.job.spec().class, u64::from(run.count));
                 self.effects.lost.push(Lost { items: run.items(), job: run.job, error });
             }
         }
@@ -742,7 +743,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         let mut unbegun = self.queue.remove(job);
         for worker in &mut self.workers {
             for run in worker.take_back_of(job) {
-                self.queue.done(worker.id, &run.job.spec().class, u64::from(run.count), None);
+                self.queue.done(worker.id, &run.job.spec().class, u64::from(run.count));
                 unbegun.push(run);
             }
             if kill && worker.begun().iter().any(|(_, run)| run.job.is(job)) {

@@ -239,7 +239,7 @@ impl<J: Ticket> Queue<J> {
     pub(super) fn give_back(&mut self, worker: WorkerId, run: Run<J>) {
         let (class, items) = (run.job.spec().class.clone(), u64::from(run.count));
         self.put(run, VecDeque::push_front);
-        self.done(worker, &class, items, None);
+        self.done(worker, &class, items);
     }
 
     fn put(&mut self, run: Run<J>, put: fn(&mut VecDeque<Run<J>>, Run<J>)) {
@@ -306,17 +306,27 @@ impl<J: Ticket> Queue<J> {
         Some(run)
     }
 
-    /// A worker does not hold so many items of a class any more; `each` is how long they took.
-    pub(super) fn done(&mut self, worker: WorkerId, class: &Class, items: u64, each: Option<u64>) {
+    /// A worker has answered items of a class, which took so long each and used so much time.
+    pub(super) fn answered(&mut self, worker: WorkerId, class: &Class, items: u64, each: u64, used: u64) {
+        self.let_go(worker, class, items, |account| {
+            account.used += used;
+            account.item_time = Some(account.item_time.map_or(each, |known| (3 * known + each) / 4));
+        });
+    }
+
+    /// A worker does not hold so many items of a class any more.
+    pub(super) fn done(&mut self, worker: WorkerId, class: &Class, items: u64) {
+        self.let_go(worker, class, items, |_| {});
+    }
+
+    fn let_go(&mut self, worker: WorkerId, class: &Class, items: u64, note: impl FnOnce(&mut Account<J>)) {
         self.holders.remove(worker, class.key.as_ref(), items);
         let Ok(at) = self.find(class.priority) else { return };
         let level = &mut self.levels[at];
         let Some(id) = level.find(class.key.as_ref()) else { return };
         level.change(id, |account| {
             account.in_flight = account.in_flight.saturating_sub(items);
-            if let Some(time) = each {
-                account.item_time = Some(account.item_time.map_or(time, |known| (3 * known + time) / 4));
-            }
+            note(account);
         });
         level.in_flight = level.in_flight.saturating_sub(items);
         if level.is_idle() {

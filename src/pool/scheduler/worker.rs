@@ -268,6 +268,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
     }
 
     /// Notes an answer, and gives the run if it was its last.
+    #[inline]
     pub(super) fn answered(&mut self, tag: Tag) -> Result<Option<Run<J>>, Corrupt> {
         let front = self.runs.front_mut().ok_or(Corrupt)?;
         if front.seq != tag.seq || front.answered != tag.index || front.answered >= front.limit {
@@ -280,9 +281,15 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         if front.answered < front.run.count {
             return Ok(None);
         }
-        self.tally.extend(front.tally());
-        self.last_task = Some(front.run.job.spec().name);
-        Ok(self.runs.pop_front().map(|done| done.run))
+        Ok(self.finished())
+    }
+
+    /// Notes that its first run is over.
+    fn finished(&mut self) -> Option<Run<J>> {
+        let mut done = self.runs.pop_front()?;
+        self.tally.extend(done.tally());
+        self.last_task = Some(done.run.job.spec().name);
+        Some(done.run)
     }
 
     /// Counts the answers of the run that it is at, which are not all.

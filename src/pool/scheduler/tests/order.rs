@@ -295,8 +295,7 @@ fn keys_that_are_gone_cost_nothing() {
         queue.push(run(&ask_as(number, None, 0, class.clone()), 1));
         for _ in 0..2 {
             let run = queue.take(0, 1).expect("both are there");
-            queue.charge(&run.job.spec().class, 10);
-            queue.done(0, &run.job.spec().class, 1, Some(10));
+            queue.answered(0, &run.job.spec().class, 1, 10, 10);
         }
     }
     assert!(queue.accounts() < 100, "{}", queue.accounts());
