@@ -470,7 +470,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         for worker in &mut self.workers {
             let time = worker.bill(now);
             if let Some(class) = worker.class() {
-                self.queue.charge(class, time);
+                self.queue.charge(class, time, worker.running_for(now));
             }
         }
     }
@@ -595,7 +595,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                     worker.is_ready(now);
                     let time = worker.bill(now);
                     if let Some(payer) = worker.payer.take() {
-                        self.queue.charge(&payer, time);
+                        self.queue.charge(&payer, time, 0);
                     }
                     self.starts.succeeded();
                     self.effects.attention = true;
@@ -638,7 +638,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         }
         // What is left is what it ran.
         if let Some(class) = worker.class().cloned() {
-            self.queue.charge(&class, time);
+            self.queue.charge(&class, time, worker.running_for(now));
             self.payers.push_back(class);
         }
         let begun = worker.begun();

@@ -337,12 +337,18 @@ impl<J: Ticket> Queue<J> {
         }
     }
 
-    /// Notes worker time that a class has used.
-    pub(super) fn charge(&mut self, class: &Class, time: u64) {
+    /// Notes worker time that a class has used, for an item that has been running for so long: others
+    /// of it will hardly be quicker.
+    pub(super) fn charge(&mut self, class: &Class, time: u64, running: u64) {
         if let Ok(at) = self.find(class.priority)
             && let Some(id) = self.levels[at].find(class.key.as_ref())
         {
-            self.levels[at].change(id, |account| account.used += time);
+            self.levels[at].change(id, |account| {
+                account.used += time;
+                if running > account.item_time.unwrap_or(UNKNOWN) {
+                    account.item_time = Some(running);
+                }
+            });
         }
     }
 

@@ -319,6 +319,11 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         now.saturating_sub(std::mem::replace(&mut self.billed, now))
     }
 
+    /// How long it has been at an item, as far as that can be seen.
+    pub(super) fn running_for(&self, now: u64) -> u64 {
+        if self.unanswered > 0 { now.saturating_sub(self.since) } else { 0 }
+    }
+
     /// Whose time passes: that of what it runs, or of who has it started.
     pub(super) fn class(&self) -> Option<&Class> {
         self.payer.as_ref().or_else(|| self.current().map(|flight| &flight.run.job.spec().class))

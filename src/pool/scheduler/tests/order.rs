@@ -193,6 +193,16 @@ fn tasks_that_hang_are_charged_for_all_their_time() {
     assert!(scene.shares()[1] > 0.5 / 3.0, "{:?}", scene.shares());
 }
 
+/// Before their first timeout nobody knows of them, but that they run and run.
+#[test]
+fn tasks_that_hang_do_not_take_one_worker_after_the_other() {
+    let tenants = vec![tenant("bad", Way::Hangs(60_000 * MS), 20), tenant("good", Way::Ends(5 * MS), 20)];
+    let mut scene = Scene::new(4, tenants);
+    scene.pass(2_000 * MS);
+    assert_eq!(scene.spread[0], 2);
+    assert!(scene.shares()[1] > 0.45, "{:?}", scene.shares());
+}
+
 /// Who kills workers pays for their replacement, else the others would.
 #[test]
 fn the_start_of_a_worker_is_charged_to_who_killed_the_former() {
