@@ -59,7 +59,7 @@ fn calls_of_every_kind_without_a_process() {
         let call = |_: u32| CALLED.fetch_add(1, Ordering::SeqCst);
         pool.map(call, 0..50).await.unwrap();
         assert_eq!(CALLED.load(Ordering::SeqCst), 50);
-        let blob = mp::Blob::new(&vec![7; 3 << 20]).unwrap();
+        let blob = mp::Blob::new(vec![7; 3 << 20]).unwrap();
         let back = pool.apply(|blob: mp::Blob| blob, (blob,)).await.unwrap();
         assert_eq!((back.len(), back[1 << 20]), (3 << 20, 7));
         let long = pool.apply(|bytes: Vec<u8>| bytes, (vec![1; 2 << 20],)).await.unwrap();

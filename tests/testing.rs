@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures::stream::{StreamExt, TryStreamExt};
 use mp::testing::{Fault, Faults};
 use nix::sys::signal::Signal;
-use support::{Notebook, eventually, note, pass_gate, run, run_each};
+use support::{Notebook, Random, eventually, note, pass_gate, run, run_each};
 use tokio_multiprocess as mp;
 use tokio_multiprocess::{Pool, PoolBuilder, Ran, TaskError};
 
@@ -249,5 +249,30 @@ fn a_seed_gives_the_same_faults_again() {
         assert!(runs[..4].iter().all(|run| *run == runs[0]), "{runs:?}");
         assert_eq!(runs[4], runs[5]);
         assert_ne!(runs[0], runs[4]);
+    });
+}
+
+/// With enough retries each item has its value, whatever goes wrong and whoever it happens to.
+#[test]
+fn a_storm_of_faults_loses_nothing() {
+    const KINDS: [Fault; 7] = [
+        Fault::DieBefore,
+        Fault::DieDuring(Duration::from_millis(1)),
+        Fault::DieInReply,
+        Fault::DieAfterReply,
+        Fault::Garble,
+        Fault::Hang,
+        Fault::Slow(Duration::from_millis(1)),
+    ];
+    run(120, async {
+        let mut random = Random::new();
+        let plan = |plan: Faults, fault| plan.random("square", random.next(), 60, fault);
+        let faults = KINDS.into_iter().fold(Faults::new(), plan);
+        for builder in both(&faults) {
+            let pool = builder.processes(3).build().await.unwrap();
+            let call = pool.map(square, 0..1_500).chunk_size(7).retries(50);
+            let squares = call.timeout(Duration::from_millis(100)).await.unwrap();
+            assert_eq!(squares, (0..1_500).map(square).collect::<Vec<_>>());
+        }
     });
 }

@@ -295,7 +295,8 @@ impl PoolBuilder {
     /// awaits a task that timed out or was aborted hears of it at once, and a new thread takes its
     /// place, while the old one runs on, unheard, until its task ends. A crash, an `exit`, the
     /// memory that a task takes and what it does to statics are this process's. Nobody reads its
-    /// stderr, and it has no process id. The start method means nothing to it.
+    /// stderr, and it has no process id. The start method means nothing to it. It needs Linux, as
+    /// processes do.
     #[doc(alias = "ThreadPool")]
     pub fn in_process(mut self) -> Self {
         self.in_process = true;
