@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::output::LastWords;
 use crate::process::ExitStatus;
-use crate::sys::usage::DataLimit;
+use crate::sys::usage::{DataLimit, Own};
 use crate::sys::{self, Fd, cgroup};
 
 /// How often a worker looks at most, in nanoseconds.
@@ -57,10 +57,10 @@ const SLACK: u64 = 64 << 20;
 impl Limited {
     pub(super) fn begin(limit: u64, group: Option<Arc<Group>>) -> Self {
         // Where nothing can be read nothing is enforced: no growth is seen beyond all there is.
-        let held = sys::usage::own_tree().unwrap_or(u64::MAX);
-        let more = limit.saturating_mul(2).saturating_add(SLACK);
+        let Own { held, data } = Own::look().unwrap_or(Own { held: u64::MAX, data: u64::MAX });
+        let most = limit.saturating_mul(2).saturating_add(SLACK).saturating_add(data);
         let group = group.filter(|group| cgroup::limit_memory(&group.used, &group.max, limit).is_ok());
-        Self { held, _data: DataLimit::lower(more).ok(), group }
+        Self { held, _data: DataLimit::lower(most).ok(), group }
     }
 }
 

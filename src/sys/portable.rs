@@ -536,9 +536,18 @@ pub(crate) mod usage {
     pub(crate) fn own_anonymous() -> io::Result<u64> {
         unsupported()
     }
-    pub(crate) fn own_tree() -> io::Result<u64> {
-        unsupported()
+    #[derive(Debug)]
+    pub(crate) struct Own {
+        pub(crate) held: u64,
+        pub(crate) data: u64,
     }
+
+    impl Own {
+        pub(crate) fn look() -> io::Result<Self> {
+            unsupported()
+        }
+    }
+
     pub(crate) fn of_tree(_: i32, _: u64) -> io::Result<u64> {
         unsupported()
     }

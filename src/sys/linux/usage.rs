@@ -6,7 +6,9 @@
 use std::fs;
 use std::io;
 
+use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 
 /// Far more processes than this are not looked at: so many are hardly found while they are counted.
 const MOST: usize = 4096;
@@ -54,22 +56,40 @@ pub(crate) fn own_anonymous() -> io::Result<u64> {
     Ok(Status::of("self")?.anonymous)
 }
 
-/// What this process and all below it hold, in bytes: as [`of_tree`].
-pub(crate) fn own_tree() -> io::Result<u64> {
-    of_tree(super::process::getpid(), 0)
+/// What this process has, in bytes.
+#[derive(Debug)]
+pub(crate) struct Own {
+    /// Held by it and all below it: as [`of_tree`].
+    pub(crate) held: u64,
+    /// Mapped by it for private writing, touched or not: what [`DataLimit`] limits.
+    pub(crate) data: u64,
+}
+
+impl Own {
+    pub(crate) fn look() -> io::Result<Self> {
+        let (pid, status) = (super::process::getpid(), Status::of("self")?);
+        // Cheaper to ask than to go through all threads' children, and mostly there are none.
+        let any = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
+        let childless = matches!(waitid(Id::All, any), Err(Errno::ECHILD));
+        let below = if childless { Vec::new() } else { children_of(pid) };
+        Ok(Self { held: tree(pid, &status, below, 0), data: status.data })
+    }
 }
 
 /// What a process and all below it hold, in bytes; below a worker is also what has come to its
-/// guardian. Of those below only what they share with nobody:
-/// a copy holds nothing before it writes, and what runs in its parent's memory never does.
+/// guardian. Of those below only what they share with nobody: a copy holds nothing before it writes, and what runs in its parent's memory never does.
 ///
 /// To tell that takes long for large processes; where less than `enough` is found even with all
 /// that they share, that is the answer.
 pub(crate) fn of_tree(root: i32, enough: u64) -> io::Result<u64> {
-    let Status { anonymous: own, parent, .. } = Status::of(&root.to_string())?;
-    let mut below = children_of(root);
+    Ok(tree(root, &Status::of(&root.to_string())?, children_of(root), enough))
+}
+
+fn tree(root: i32, own: &Status, mut below: Vec<(i32, Status)>, enough: u64) -> u64 {
+    let (own, parent) = (own.anonymous, own.parent);
     if Status::of(&parent.to_string()).is_ok_and(|parent| parent.is_guardian) {
-        below.extend(children_of(parent).into_iter().filter(|(process, _)| *process != root));
+        let others = children(parent).into_iter().filter(|child| *child != root).collect();
+        below.extend(with_status(parent, others));
     }
     let mut next = 0;
     while let Some((process, _)) = below.get(next)
@@ -80,18 +100,21 @@ pub(crate) fn of_tree(root: i32, enough: u64) -> io::Result<u64> {
     }
     let at_most = below.iter().map(|(_, status)| status.anonymous).sum::<u64>();
     if below.is_empty() || own.saturating_add(at_most) < enough {
-        return Ok(own + at_most);
+        return own + at_most;
     }
     let private = below.iter().filter(|(process, status)| !shares_memory(*process, status.parent));
-    Ok(own + private.map(|(process, _)| private_memory(*process)).sum::<u64>())
+    own + private.map(|(process, _)| private_memory(*process)).sum::<u64>()
 }
 
 /// A process's children and what they say of themselves.
 fn children_of(process: i32) -> Vec<(i32, Status)> {
-    let children = children(process).into_iter();
-    let all = children.filter_map(|child| Some((child, Status::of(&child.to_string()).ok()?)));
+    with_status(process, children(process)).collect()
+}
+
+fn with_status(parent: i32, children: Vec<i32>) -> impl Iterator<Item = (i32, Status)> {
+    let all = children.into_iter().filter_map(|child| Some((child, Status::of(&child.to_string()).ok()?)));
     // One may have ended since, and its number be another's.
-    all.filter(|(_, status)| status.parent == process).collect()
+    all.filter(move |(_, status)| status.parent == parent)
 }
 
 /// The children of all of a process's threads; none where the kernel does not list them.
@@ -121,7 +144,7 @@ fn shares_memory(one: i32, other: i32) -> bool {
     unsafe { libc::syscall(libc::SYS_kcmp, one, other, KCMP_VM, 0, 0) == 0 }
 }
 
-/// This process may map only so much more data than it has, as long as this lives.
+/// This process may map only so much data, as long as this lives.
 #[derive(Debug)]
 pub(crate) struct DataLimit {
     before: rlim_t,
@@ -129,10 +152,9 @@ pub(crate) struct DataLimit {
 }
 
 impl DataLimit {
-    pub(crate) fn lower(more: u64) -> io::Result<Self> {
-        let data = Status::of("self")?.data;
+    pub(crate) fn lower(to: u64) -> io::Result<Self> {
         let (before, hard) = getrlimit(Resource::RLIMIT_DATA)?;
-        setrlimit(Resource::RLIMIT_DATA, before.min(data.saturating_add(more)), hard)?;
+        setrlimit(Resource::RLIMIT_DATA, before.min(to), hard)?;
         Ok(Self { before, hard })
     }
 }
