@@ -702,8 +702,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         let timeouts = self.workers.iter().filter_map(Worker::deadline);
         let looks = self.workers.iter().filter_map(Worker::look_at);
         let samples = self.workers.iter().filter_map(Worker::sample_at);
-        let starts_and_ends = self.next_start().into_iter().chain(self.next_end());
-        timeouts.chain(looks).chain(samples).chain(self.retry_at).chain(starts_and_ends).min()
+        timeouts.chain(looks).chain(samples).chain(self.retry_at).chain(self.next_change()).min()
     }
 
     /// Does what time has brought. What workers had published must have been taken just before.

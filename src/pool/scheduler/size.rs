@@ -67,8 +67,14 @@ impl Starts {
 impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     /// How many workers there should be.
     pub(in crate::pool) fn wanted(&self) -> usize {
+        // Asked at each call and each answer, so no further than need be.
+        if self.size.asleep || self.size.least == self.size.most {
+            return self.size.wanted(0, 0);
+        }
         let running = self.workers.iter().filter(|worker| worker.is_kept() && worker.unanswered() > 0);
-        self.size.wanted(running.count(), self.pending_runs())
+        // Runs that only the limit of their key holds up would not run on one more either.
+        let waiting = if self.queue.has_for(self.next_worker) { self.pending_runs() } else { 0 };
+        self.size.wanted(running.count(), waiting)
     }
 
     fn kept(&self) -> usize {
@@ -125,9 +131,12 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         Some(id)
     }
 
-    /// When [`start_due`](Self::start_due) is worth a call.
-    pub(super) fn next_start(&self) -> Option<u64> {
-        self.lacks_worker().then_some(self.starts.not_before)
+    /// When a worker can be started that is missing, or has to go that is too many.
+    pub(super) fn next_change(&self) -> Option<u64> {
+        if self.lacks_worker() {
+            return Some(self.starts.not_before);
+        }
+        self.surplus().map(|(_, at)| at)
     }
 
     /// A worker did not come to be, and `hopeless` says that the next one will not either.
@@ -143,7 +152,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
 
     /// How many starts may fail before the pool says that it cannot work.
     fn most_failures(&self) -> u32 {
-        self.size.most as u32 + 1
+        self.wanted().min(self.size.most) as u32 + 1
     }
 
     pub(super) fn failed(&mut self, why: String, now: u64) {
@@ -174,22 +183,17 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
 
     /// The worker that goes next, and when, if there are too many.
     fn surplus(&self) -> Option<(usize, u64)> {
+        let count = self.kept();
+        if count <= self.wanted() {
+            return None;
+        }
         let kept = self.workers.iter().enumerate().filter(|(_, worker)| worker.is_kept());
-        let count = kept.clone().count();
         if count > self.size.most + self.size.spares {
             let leisurely = kept.min_by_key(|(index, worker)| (worker.unanswered(), Reverse(*index)));
             return leisurely.map(|(index, _)| (index, 0));
         }
-        if count <= self.wanted() {
-            return None;
-        }
         let idle = kept.filter_map(|(index, worker)| Some((worker.idle_since()?, index)));
         idle.min().map(|(since, index)| (index, after(since, self.size.idle)))
-    }
-
-    /// When the next worker that is too many has to go.
-    pub(super) fn next_end(&self) -> Option<u64> {
-        self.surplus().map(|(_, at)| at)
     }
 
     /// Sends those home that are too many.

@@ -267,6 +267,20 @@ impl Play {
         self.workers.keys().nth(which % self.workers.len().max(1)).copied()
     }
 
+    /// Has those die that were killed.
+    fn drive_out(&mut self) {
+        let killed = self.workers.iter().filter(|(_, worker)| worker.0.borrow().killed);
+        for id in killed.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.die(id);
+        }
+    }
+
+    /// How many workers run something.
+    fn running(&self) -> usize {
+        let workers = self.workers.values().map(|worker| worker.0.borrow());
+        workers.filter(|worker| worker.running.is_some() && !worker.killed).count()
+    }
+
     /// Lets everything come to its end.
     fn settle(&mut self) {
         for _ in 0..10_000 {
@@ -315,6 +329,7 @@ enum Act {
     },
     /// It asks to be replaced.
     Retire(usize),
+    Resize(usize),
     Wait(u64),
     Close,
     Terminate,
@@ -331,6 +346,7 @@ fn act() -> impl Strategy<Value = Act> {
         1 => (0..4usize).prop_map(Act::Full),
         2 => (0..10usize, any::<bool>()).prop_map(|(job, kill)| Act::Abort { job, kill }),
         1 => (0..4usize).prop_map(Act::Retire),
+        1 => (1..4usize).prop_map(Act::Resize),
         6 => (0..3_000_000u64).prop_map(Act::Wait),
         1 => Just(Act::Close),
     ]
@@ -339,6 +355,7 @@ fn act() -> impl Strategy<Value = Act> {
 fn play(acts: Vec<Act>, mut play: Play, terminate: bool) {
     play.start();
     let mut jobs: Vec<(Ask, u32)> = Vec::new();
+    let mut most = play.scheduler.size.most;
     for act in acts.into_iter().chain(terminate.then_some(Act::Terminate)) {
         match act {
             Act::Submit { count, timeout, retries, priority, key } => {
@@ -370,6 +387,11 @@ fn play(acts: Vec<Act>, mut play: Play, terminate: bool) {
                     play.workers[&id].0.borrow_mut().retire();
                 }
             }
+            Act::Resize(processes) => {
+                most = most.max(processes);
+                play.scheduler.resize(processes, play.now);
+                play.effects();
+            }
             Act::Abort { job, kill } => {
                 if let Some((job, _)) = jobs.get(job) {
                     play.scheduler.abort(job, kill, play.now);
@@ -382,8 +404,15 @@ fn play(acts: Vec<Act>, mut play: Play, terminate: bool) {
                 for id in play.workers.keys().copied().collect::<Vec<_>>() {
                     play.drain(id);
                 }
-                play.scheduler.tick(play.now);
-                play.effects();
+                // The second time for those who are too many only since what waited was handed out.
+                for _ in 0..2 {
+                    play.scheduler.tick(play.now);
+                    play.effects();
+                    play.start();
+                }
+                let next = play.scheduler.next_deadline();
+                assert!(next.is_none_or(|next| next > play.now), "it spins: {:?}", play.scheduler);
+                play.drive_out();
             }
             Act::Close => {
                 play.scheduler.close(play.now);
@@ -394,6 +423,7 @@ fn play(acts: Vec<Act>, mut play: Play, terminate: bool) {
                 play.effects();
             }
         }
+        assert!(play.running() <= most);
     }
     play.settle();
     for (job, count) in &jobs {
@@ -425,8 +455,12 @@ proptest! {
         terminate in any::<bool>(),
         key_limit in prop::option::of(1..3usize),
         quarantine in prop::option::of(1..3u32),
+        size in (0..4usize, 0..3usize, any::<bool>()),
     ) {
-        let mut pool = Play::new(processes, max_tasks);
+        let (least, spares, asleep) = size;
+        let idle = Duration::from_millis(2);
+        let size = Size { most: processes, least: least.min(processes), spares, idle, asleep };
+        let mut pool = Play::sized(size, max_tasks);
         let quarantine = quarantine.map(|deaths| (deaths, Duration::from_millis(3)));
         pool.scheduler = pool.scheduler.ordered(key_limit, quarantine);
         play(acts, pool, terminate);

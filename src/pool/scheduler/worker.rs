@@ -209,7 +209,10 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
             return Vec::new();
         }
         let rest = self.take_back_all();
-        self.silent = self.unanswered == 0;
+        if self.unanswered == 0 {
+            self.silent = true;
+            self.since = now;
+        }
         rest
     }
 
