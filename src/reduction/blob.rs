@@ -93,3 +93,32 @@ impl<'de> Deserialize<'de> for Blob {
         Self::adopt(fd).map_err(|error| D::Error::custom(format_args!("not a blob: {error}")))
     }
 }
+
+#[cfg(all(test, multiprocess))]
+mod tests {
+    use super::*;
+    use crate::reduction::{Handle, Incoming, Peer, decode, encode};
+    use crate::sys::Fd;
+    use crate::sys::memory::{self, Shared};
+
+    /// What arrives if somebody sends `fd` in the place of a blob's.
+    fn received(fd: Fd) -> Result<Blob, crate::reduction::CodecError> {
+        let mut bytes = Vec::new();
+        let attachments = encode(&Handle::new(fd), &mut bytes, Peer::SameBuild).unwrap();
+        let attachments = attachments.into_iter().map(|attachment| attachment.into_fd().unwrap()).collect();
+        decode(Incoming { bytes: &bytes, attachments })
+    }
+
+    #[test]
+    fn memory_that_its_sender_can_still_write_is_no_blob() {
+        let memory = memory::memfd("test", 8).unwrap();
+        memory::seal_fixed_size(memory.as_fd()).unwrap();
+        let writable = Shared::map(memory.as_fd()).unwrap();
+        assert!(received(memory.try_clone().unwrap()).unwrap_err().to_string().contains("not a blob"));
+        writable.write(0, b"changed");
+        assert!(received(memory::memfd("test", 8).unwrap()).is_err());
+        assert!(received(std::fs::File::open("/proc/self/exe").unwrap().into()).is_err());
+        // The same with all seals is one.
+        assert_eq!(&received(Frozen::create(b"sealed").unwrap()).unwrap()[..], b"sealed");
+    }
+}

@@ -366,6 +366,20 @@ mod tests {
         seal_frozen(fd.as_fd()).unwrap();
     }
 
+    /// The seal against future writers leaves those alone who have a mapping.
+    #[test]
+    fn memory_that_one_can_still_write_is_not_frozen() {
+        const F_SEAL_FUTURE_WRITE: i32 = 16;
+        let fd = fixed_with(8, SealFlag::from_bits_retain(F_SEAL_FUTURE_WRITE));
+        assert!(!is_frozen(fd.as_fd()) && Frozen::map(fd.as_fd()).is_err());
+    }
+
+    fn fixed_with(len: usize, seals: SealFlag) -> OwnedFd {
+        let fd = memfd("test", len).unwrap();
+        seal(fd.as_fd(), SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | seals).unwrap();
+        fd
+    }
+
     #[test]
     fn no_bytes_are_fine() {
         assert!(Frozen::map(frozen(b"").as_fd()).unwrap().is_empty());
