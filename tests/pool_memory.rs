@@ -165,8 +165,8 @@ fn groups_in(path: &std::path::Path) -> Vec<std::path::PathBuf> {
 
 /// Starts what leaves the worker's process group and session at once, and goes on.
 fn start_escapee(seconds: String) {
-    let line = format!("setsid sleep {seconds} & wait");
-    Command::new("sh").args(["-c", &line]).spawn().unwrap();
+    let line = format!("setsid sleep {seconds} &");
+    assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
 }
 
 #[test]
