@@ -79,8 +79,8 @@ async fn traced(context: mp::Context) -> Pool {
 // Not by `println!`: what a test prints its harness captures, also in a copy of its process.
 
 fn speak(text: String) {
-    writeln!(std::io::stdout(), "out: {text}").unwrap();
-    writeln!(std::io::stderr(), "err: {text}").unwrap();
+    std::io::stdout().write_all(format!("out: {text}\n").as_bytes()).unwrap();
+    write_raw(format!("err: {text}\n").into_bytes());
 }
 
 fn write_raw(bytes: Vec<u8>) {
