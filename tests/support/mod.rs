@@ -370,6 +370,10 @@ pub(crate) fn pass_gate(notebook: &str) {
 pub(crate) struct Random(u64);
 
 impl Random {
+    pub(crate) fn from_seed(seed: u64) -> Self {
+        Self(seed | 1)
+    }
+
     /// Seeded by `TOKIO_MULTIPROCESS_STORM_SEED`, or else by the clock; printed either way.
     pub(crate) fn new() -> Self {
         let given = std::env::var("TOKIO_MULTIPROCESS_STORM_SEED").ok().map(|seed| seed.parse().unwrap());

@@ -1,0 +1,196 @@
+//! The storm that a service meets: three tenants share a pool, and two of them send whatever can go
+//! wrong. Short by default; `TOKIO_MULTIPROCESS_STORM_SECONDS` says how long it rages, all start
+//! methods together, and `TOKIO_MULTIPROCESS_STORM_SEED` repeats one.
+
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::collections::BTreeMap;
+use std::process::Command;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::Signal;
+use serde_bytes::ByteBuf;
+use support::{Random, eventually, processes_with, run_each};
+use tokio_multiprocess as mp;
+use tokio_multiprocess::{Pool, TaskError};
+
+const MIB: usize = 1 << 20;
+const LARGE: usize = 64 * MIB;
+const LIMIT: u64 = 256 << 20;
+const TIMEOUT: Duration = Duration::from_millis(150);
+/// How many tasks each tenant has in the pool at any time: enough to be backlogged.
+const BACKLOG: usize = 8;
+
+/// How long each phase goes on for one start method.
+fn phase() -> Duration {
+    let seconds = std::env::var("TOKIO_MULTIPROCESS_STORM_SECONDS").ok();
+    let seconds = seconds.map_or(6, |seconds| seconds.parse::<u64>().expect("a number of seconds"));
+    Duration::from_secs(seconds) / 6
+}
+
+/// Takes a worker's time and hardly a processor's: on a machine with few of these it is the pool
+/// that is measured.
+fn good(x: u64) -> u64 {
+    std::thread::sleep(Duration::from_millis(4));
+    x + 1
+}
+
+/// What a bad tenant's task does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+enum Evil {
+    Panic,
+    Abort,
+    Overflow,
+    Leak,
+    Loop,
+    Escape,
+    Flood,
+    Large,
+}
+
+const EVILS: [Evil; 8] = [
+    Evil::Panic,
+    Evil::Abort,
+    Evil::Overflow,
+    Evil::Leak,
+    Evil::Loop,
+    Evil::Escape,
+    Evil::Flood,
+    Evil::Large,
+];
+
+#[allow(unconditional_recursion, reason = "that is the point")]
+fn overflow(depth: u64) -> u64 {
+    let room = std::hint::black_box([depth; 64]);
+    overflow(depth + 1) + room[depth as usize % 64]
+}
+
+/// `mark` is how long the escapees sleep: no other process has that in its command line.
+fn bad(evil: Evil, mark: String) -> ByteBuf {
+    match evil {
+        Evil::Panic => panic!("on purpose"),
+        Evil::Abort => std::process::abort(),
+        Evil::Overflow => ByteBuf::from([overflow(0) as u8]),
+        Evil::Leak => loop {
+            std::mem::forget(std::hint::black_box(vec![1u8; MIB]));
+            std::thread::sleep(Duration::from_micros(200));
+        },
+        Evil::Escape => {
+            // One leaves the session, the other its parents as well.
+            Command::new("setsid").args(["sleep", &mark]).spawn().unwrap();
+            let twice = format!("(setsid sleep {mark} &) &");
+            Command::new("sh").args(["-c", &twice]).status().unwrap();
+            loop {
+                std::hint::spin_loop();
+            }
+        }
+        Evil::Loop => loop {
+            std::hint::spin_loop();
+        },
+        Evil::Flood => loop {
+            eprintln!("{}", "all work and no play makes a pool a dull pool ".repeat(20));
+        },
+        Evil::Large => ByteBuf::from(vec![7; LARGE]),
+    }
+}
+
+/// Each has the error that it deserves, and no other.
+fn judge(evil: Evil, result: Result<ByteBuf, TaskError>) {
+    let signal = |error: &TaskError| match error {
+        TaskError::WorkerDied(died) => died.exit.signal(),
+        _ => None,
+    };
+    match (evil, result) {
+        (Evil::Panic, Err(TaskError::Panicked(panic))) => assert_eq!(panic.message, "on purpose"),
+        (Evil::Abort, Err(error)) if signal(&error) == Some(Signal::SIGABRT as i32) => {}
+        (Evil::Overflow, Err(TaskError::WorkerDied(died))) => {
+            assert!(died.exit.stack_overflow(), "{died:?}");
+        }
+        (Evil::Leak, Err(TaskError::MemoryLimit { limit })) => assert_eq!(limit, LIMIT),
+        (Evil::Loop | Evil::Escape | Evil::Flood, Err(TaskError::TimedOut)) => {}
+        (Evil::Large, Ok(value)) => assert!(value.len() == LARGE && value[LARGE - 1] == 7),
+        (evil, result) => panic!("{evil:?}: {:?}", result.map(|value| value.len())),
+    }
+}
+
+/// Keeps the good tenant's tasks in the pool until told to stop, and counts what was answered.
+async fn good_tenant(pool: &Pool, stop: &AtomicBool, answered: &AtomicU64) {
+    let lanes = (0..BACKLOG as u64).map(|lane| async move {
+        let mut x = lane << 32;
+        while !stop.load(Ordering::Relaxed) {
+            assert_eq!(pool.apply(good, (x,)).key("good").await.unwrap(), x + 1);
+            answered.fetch_add(1, Ordering::Relaxed);
+            x += 1;
+        }
+    });
+    futures::future::join_all(lanes).await;
+}
+
+async fn bad_tenant(pool: &Pool, key: &str, seed: u64, mark: &str, stop: &AtomicBool) -> BTreeMap<Evil, u64> {
+    let lanes = (0..BACKLOG as u64).map(|lane| async move {
+        let mut random = Random::from_seed(seed ^ (lane << 7));
+        let mut counts = BTreeMap::<Evil, u64>::new();
+        while !stop.load(Ordering::Relaxed) {
+            let evil = EVILS[random.below(EVILS.len() as u64) as usize];
+            let call = pool.apply(bad, (evil, mark.to_owned())).key(key).memory_limit(LIMIT);
+            let endless = matches!(evil, Evil::Loop | Evil::Escape | Evil::Flood);
+            // The others come to their own end, on a busy machine late.
+            let timeout = if endless { TIMEOUT } else { support::PATIENCE };
+            judge(evil, call.timeout(timeout).await);
+            *counts.entry(evil).or_default() += 1;
+        }
+        counts
+    });
+    let mut all = BTreeMap::<Evil, u64>::new();
+    for (evil, count) in futures::future::join_all(lanes).await.into_iter().flatten() {
+        *all.entry(evil).or_default() += count;
+    }
+    all
+}
+
+async fn for_a_phase(stop: &AtomicBool) {
+    tokio::time::sleep(phase()).await;
+    stop.store(true, Ordering::Relaxed);
+}
+
+#[test]
+fn good_tenants_do_not_suffer_from_bad_ones() {
+    let mut random = Random::new();
+    let seeds = [random.next(), random.next()];
+    run_each(180 + 4 * phase().as_secs(), |context| async move {
+        // Seconds that nobody else sleeps.
+        let mark = format!("86399.{}", std::process::id());
+        let builder = Pool::builder().context(context.clone()).processes(4).spares(2);
+        let pool = builder.output(mp::Output::Trace).build().await.unwrap();
+
+        let (stop, alone) = (AtomicBool::new(false), AtomicU64::new(0));
+        let begin = Instant::now();
+        tokio::join!(good_tenant(&pool, &stop, &alone), for_a_phase(&stop));
+        let alone = alone.into_inner() as f64 / begin.elapsed().as_secs_f64();
+
+        let (stop, beside) = (AtomicBool::new(false), AtomicU64::new(0));
+        let begin = Instant::now();
+        let ((), one, two, ()) = tokio::join!(
+            good_tenant(&pool, &stop, &beside),
+            bad_tenant(&pool, "bad", seeds[0], &mark, &stop),
+            bad_tenant(&pool, "worse", seeds[1], &mark, &stop),
+            async {
+                for_a_phase(&stop).await;
+            },
+        );
+        let beside = beside.into_inner() as f64 / begin.elapsed().as_secs_f64();
+        eprintln!(
+            "{}: good tasks a second: {alone:.0} alone, {beside:.0} beside {one:?} and {two:?}",
+            context.start_method()
+        );
+        let stats = pool.stats();
+        eprintln!("{stats:?}");
+
+        pool.close();
+        pool.join().await.unwrap();
+        eventually("escaped processes are gone", || processes_with(&mark).is_empty()).await;
+    });
+}
