@@ -57,10 +57,17 @@
 //! | statics | as at program start | as preloaded | as they are here |
 //! | other threads here | no matter | no matter | refused, unless vouched for |
 //!
+//! # For a service
+//!
+//! The guide [`docs::pool`] has a section, with an example that runs, on each thing that decides whether
+//! one can bet a service on a pool: memory, killing for certain, state, streams, evidence, fairness,
+//! size, insight, tests with faults. [`doctor()`] says what the machine lacks.
+//!
 //! # Costs
 //!
 //! A child costs its parent two descriptors (its pidfd and a socket), and a pool's worker seven in
-//! all; the soft limit of descriptors is raised to the hard one at the first start.
+//! all; the soft limit of descriptors is raised to the hard one at the first start. A worker is two
+//! processes: itself, and its guardian, which waits for its end.
 //!
 //! # Platforms
 //!
@@ -72,6 +79,8 @@ mod bootstrap;
 pub mod connection;
 mod context;
 mod control;
+#[cfg(any(doc, doctest))]
+pub mod docs;
 pub mod doctor;
 mod error;
 mod fork;

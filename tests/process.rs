@@ -445,7 +445,7 @@ fn every_end_is_told_as_it_was() {
             };
             let status = end(ctx.process(wild, ())).await;
             assert_eq!((status.exit_code(), status.stack_overflow()), (-11, false));
-            assert_eq!(status.to_string(), "SIGSEGV");
+            assert_eq!(status.to_string(), "SIGSEGV at 0x1000");
 
             for on_a_thread in [false, true] {
                 let overflow = |on_a_thread: bool| {
