@@ -124,6 +124,11 @@ impl Child {
         self.ward.get().map_or(self.pid, |ward| ward.pid)
     }
 
+    /// Whether it stands before the process that runs the target.
+    pub(crate) fn is_guardian(&self) -> bool {
+        self.ward.get().is_some()
+    }
+
     /// Of one behind a guardian, what tells of its own end, before its guardian's.
     pub(crate) fn ward(&self) -> Option<BorrowedFd<'_>> {
         self.ward.get()?.pidfd.as_ref().map(Fd::as_fd)

@@ -60,6 +60,9 @@ use crate::sys;
 /// killed, and what it could not end is out of reach.
 pub(crate) const CLEARED_AWAY: Duration = Duration::from_secs(5);
 
+/// How often a guardian is set going that may be stopped, where its worker's end cannot be seen.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// What is said of a child when it is made.
 #[derive(Debug)]
 pub(crate) struct About {
@@ -273,8 +276,16 @@ impl Process {
     /// Waits for its end without reaping it, so that its group can still be killed safely; behind
     /// a guardian, for the end of all that it has started.
     pub(crate) async fn exited(&self) -> Result<()> {
-        if let Some(ward) = self.child.ward() {
-            reactor::readable(ward).await?;
+        if self.child.is_guardian() {
+            match self.child.ward() {
+                Some(ward) => reactor::readable(ward).await?,
+                // Without pidfds its end is not seen, only its guardian's.
+                None => {
+                    while !reactor::readable_within(self.child.exit(), LOOK).await? {
+                        let _ = self.child.signal(sys::signal::CONT);
+                    }
+                }
+            }
             // Its guardian may be stopped, or wait for something that cannot die.
             let _ = self.child.signal(sys::signal::CONT);
             if !reactor::readable_within(self.child.exit(), CLEARED_AWAY).await? {
