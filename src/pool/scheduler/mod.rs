@@ -502,9 +502,10 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
 
     /// The process of a worker runs: from now on it can be killed.
     pub(super) fn started(&mut self, id: WorkerId, lane: L) {
+        let too_late = self.wants_end();
         let Some(worker) = self.find(id) else { return };
         worker.lane = Some(lane);
-        if worker.state == State::Starting {
+        if worker.state == State::Starting && !too_late {
             worker.state = State::Warming;
         } else {
             // Nobody wants it any more.

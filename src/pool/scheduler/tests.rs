@@ -808,3 +808,14 @@ fn an_abandoned_pool_holds_no_worker() {
     assert_eq!(wire.strong_count(), 0);
     assert!(play.scheduler.is_done() && play.told.contains_key(&(0, 0)));
 }
+
+/// Its start was under way when the pool was terminated, and could not be stopped any more.
+#[test]
+fn a_worker_that_comes_after_the_end_is_killed() {
+    let mut play = Play::new(1, None);
+    let id = play.scheduler.start_due(play.now).unwrap();
+    play.scheduler.terminate();
+    let wire = Wire::default();
+    play.scheduler.started(id, wire.clone());
+    assert!(wire.0.borrow().killed);
+}
