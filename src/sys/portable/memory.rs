@@ -1,0 +1,57 @@
+use std::io;
+use std::sync::atomic::AtomicU64;
+
+use super::{BorrowedFd, Fd, unsupported};
+
+pub(crate) fn memfd(_: &str, _: usize) -> io::Result<Fd> {
+    unsupported()
+}
+pub(crate) fn write_all_at(_: BorrowedFd<'_>, _: usize, _: &[u8]) -> io::Result<()> {
+    unsupported()
+}
+pub(crate) fn read_all(_: BorrowedFd<'_>, _: usize) -> io::Result<Vec<u8>> {
+    unsupported()
+}
+
+pub(crate) fn seal_fixed_size(_: BorrowedFd<'_>) -> io::Result<()> {
+    unsupported()
+}
+
+#[derive(Debug)]
+pub(crate) struct Shared(AtomicU64);
+
+impl Shared {
+    pub(crate) fn map(_: BorrowedFd<'_>) -> io::Result<Self> {
+        unsupported()
+    }
+    pub(crate) fn write(&self, _: usize, _: &[u8]) {}
+    pub(crate) fn append_to(&self, _: usize, _: usize, _: &mut Vec<u8>) {}
+    pub(crate) fn atomic_u64(&self, _: usize) -> &AtomicU64 {
+        &self.0
+    }
+}
+
+impl std::ops::Deref for Frozen {
+    type Target = [u8];
+    fn deref(&self) -> &[u8] {
+        &[]
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Frozen(());
+
+impl Frozen {
+    pub(crate) fn create(_: &[u8]) -> io::Result<Fd> {
+        unsupported()
+    }
+    pub(crate) fn map(_: BorrowedFd<'_>) -> io::Result<Self> {
+        unsupported()
+    }
+}
+
+impl AsRef<[u8]> for Frozen {
+    fn as_ref(&self) -> &[u8] {
+        &[]
+    }
+}

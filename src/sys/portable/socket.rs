@@ -1,0 +1,41 @@
+use std::io;
+use std::io::IoSlice;
+
+use super::{BorrowedFd, Fd, RawFd, unsupported};
+
+pub(crate) const MAX_FDS: usize = 253;
+
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Mode {
+    Wait,
+    Try,
+}
+
+pub(crate) struct Received {
+    pub(crate) len: usize,
+    pub(crate) truncated: bool,
+    pub(crate) fds_truncated: bool,
+}
+
+pub(crate) fn seqpacket_pair() -> io::Result<(Fd, Fd)> {
+    unsupported()
+}
+pub(crate) fn send(_: BorrowedFd<'_>, _: &[IoSlice<'_>], _: &[BorrowedFd<'_>], _: Mode) -> io::Result<()> {
+    unsupported()
+}
+pub(crate) fn shut_down(_: BorrowedFd<'_>) {}
+pub(crate) fn is_gone(_: &io::Error) -> bool {
+    true
+}
+pub(crate) fn is_full(_: &io::Error) -> bool {
+    false
+}
+pub(crate) fn is_seqpacket(_: RawFd) -> bool {
+    false
+}
+pub(crate) fn next_len(_: BorrowedFd<'_>, _: Mode) -> io::Result<usize> {
+    unsupported()
+}
+pub(crate) fn recv(_: BorrowedFd<'_>, _: &mut [u8], _: &mut Vec<Fd>, _: Mode) -> io::Result<Received> {
+    unsupported()
+}
