@@ -5,9 +5,10 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::worker::{State, Worker};
-use super::{Death, Kind, Lane, Lost, Scheduler, Ticket};
+use super::{Death, Lane, Lost, Scheduler, Ticket};
 use crate::error::{Ran, TaskError};
 use crate::pool::stats::{Ends, Quantiles, Stats, Waiting, WorkerState, WorkerStats};
+use crate::pool::wire::Kind;
 
 /// Below this many nanoseconds times are not told from each other.
 const SHORTEST: u64 = 64;

@@ -4,7 +4,8 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 use super::worker::{Worker, after};
-use super::{Lane, NotStarted, Phase, Run, Scheduler, Ticket, WorkerId};
+use super::{Lane, Phase, Scheduler, Ticket, WorkerId};
+use crate::error::NotStarted;
 use crate::pool::health::Health;
 
 /// How many workers a pool has.
@@ -201,22 +202,6 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         while let Some((index, _)) = self.surplus().filter(|(_, at)| *at <= now) {
             self.workers[index].dismissed = true;
             self.retire(index, now);
-        }
-    }
-
-    /// Has a worker be replaced, if it is wanted, and end when it has answered what it runs.
-    pub(super) fn retire(&mut self, index: usize, now: u64) {
-        let rest = self.workers[index].retire(now);
-        self.give_back(index, rest);
-        self.effects.bells.extend(self.workers[index].lane.as_ref().and_then(Lane::bell));
-        // Its replacement can start at once.
-        self.effects.attention = true;
-    }
-
-    /// Queues, before others, what a worker was given and has not begun.
-    pub(super) fn give_back(&mut self, index: usize, runs: Vec<Run<J>>) {
-        for run in runs.into_iter().rev() {
-            self.queue.give_back(self.workers[index].id, run);
         }
     }
 

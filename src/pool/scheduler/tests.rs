@@ -12,8 +12,10 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::error::Ran;
-use crate::pool::wire::Tag;
+use crate::function::FnId;
+use crate::pool::wire::{Body, Kind, Reply, Tag};
 use crate::process::ExitStatus;
+use crate::ring::{Corrupt, frames};
 use crate::sys::process::Exit;
 
 mod order;

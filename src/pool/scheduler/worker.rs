@@ -579,11 +579,3 @@ fn sample_interval(left: u64) -> u64 {
 pub(super) fn after(begin: u64, pause: Duration) -> u64 {
     begin.saturating_add(u64::try_from(pause.as_nanos()).unwrap_or(u64::MAX))
 }
-
-impl<J: Clone> Run<J> {
-    /// One of its items.
-    fn single(&self, index: u32) -> Self {
-        let rest = self.rest(index);
-        rest.split(1).0
-    }
-}
