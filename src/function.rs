@@ -5,14 +5,28 @@
 //! calls, and encodes what comes back; its place in the image is what travels. Under another
 //! build a function goes by the name that [`register!`](crate::register) gave it.
 
+/// Invokes a macro for each number of arguments that a function may have.
+macro_rules! all_arities {
+    ($with:ident) => {
+        $with!();
+        $with!(A1);
+        $with!(A1 A2);
+        $with!(A1 A2 A3);
+        $with!(A1 A2 A3 A4);
+        $with!(A1 A2 A3 A4 A5);
+        $with!(A1 A2 A3 A4 A5 A6);
+        $with!(A1 A2 A3 A4 A5 A6 A7);
+        $with!(A1 A2 A3 A4 A5 A6 A7 A8);
+    };
+}
+
 mod named;
 mod outcome;
 mod source;
 mod stateful;
 
-use std::any::TypeId;
+use std::any::{TypeId, type_name};
 use std::future::Future;
-use std::marker::PhantomData;
 use std::pin::Pin;
 
 use serde::{Deserialize, Serialize};
@@ -163,39 +177,19 @@ macro_rules! arities {
     };
 }
 
-arities!();
-arities!(A1);
-arities!(A1 A2);
-arities!(A1 A2 A3);
-arities!(A1 A2 A3 A4);
-arities!(A1 A2 A3 A4 A5);
-arities!(A1 A2 A3 A4 A5 A6);
-arities!(A1 A2 A3 A4 A5 A6 A7);
-arities!(A1 A2 A3 A4 A5 A6 A7 A8);
+all_arities!(arities);
 
-/// The entries of one function type: constants, so that each has a place in the image.
-struct Entries<F, A, M>(PhantomData<(F, A, M)>);
-
-impl<F: Task<A, M>, A: Message, M: 'static> Entries<F, A, M> {
-    const TASK: &'static Entry<TaskCode> =
-        &Entry::new(run_task::<F, A, M>, std::any::type_name::<F>, TypeId::of::<F>);
-}
-
-impl<F: Target<A, M>, A: Message, M: 'static> Entries<F, A, M> {
-    const TARGET: &'static Entry<TargetCode> =
-        &Entry::new(run_target::<F, A, M>, std::any::type_name::<F>, TypeId::of::<F>);
-}
-
-/// The entry of a task. The value proves that the function's type is inhabited.
+/// The entry of a task: a constant, so that it has a place in the image. The value proves that the
+/// function's type is inhabited.
 pub(crate) const fn task_entry<F: Task<A, M>, A: Message, M: 'static>(_: F) -> &'static Entry<TaskCode> {
-    Entries::<F, A, M>::TASK
+    const { &Entry::new(run_task::<F, A, M>, type_name::<F>, TypeId::of::<F>) }
 }
 
 /// The entry of a target.
 pub(crate) const fn target_entry<F: Target<A, M>, A: Message, M: 'static>(
     _: F,
 ) -> &'static Entry<TargetCode> {
-    Entries::<F, A, M>::TARGET
+    const { &Entry::new(run_target::<F, A, M>, type_name::<F>, TypeId::of::<F>) }
 }
 
 fn run_task<F: Task<A, M>, A: Message, M>(args: Incoming<'_>, out: &mut Vec<u8>) -> TaskRun {

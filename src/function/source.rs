@@ -183,28 +183,12 @@ macro_rules! arities {
     };
 }
 
-arities!();
-arities!(A1);
-arities!(A1 A2);
-arities!(A1 A2 A3);
-arities!(A1 A2 A3 A4);
-arities!(A1 A2 A3 A4 A5);
-arities!(A1 A2 A3 A4 A5 A6);
-arities!(A1 A2 A3 A4 A5 A6 A7);
-arities!(A1 A2 A3 A4 A5 A6 A7 A8);
-
-/// The entries of functions that give many values, as those of tasks are.
-struct Entries<F, A, M>(PhantomData<(F, A, M)>);
-
-impl<F: Source<A, M>, A: Message, M: 'static> Entries<F, A, M> {
-    const SOURCE: &'static Entry<TaskCode> =
-        &Entry::new(run_source::<F, A, M>, type_name::<F>, TypeId::of::<F>);
-}
+all_arities!(arities);
 
 /// The entry of a function that gives many values: a task without a value, whose arguments are the
 /// socket for the items and a tuple.
 pub(crate) const fn source_entry<F: Source<A, M>, A: Message, M: 'static>(_: F) -> &'static Entry<TaskCode> {
-    Entries::<F, A, M>::SOURCE
+    const { &Entry::new(run_source::<F, A, M>, type_name::<F>, TypeId::of::<F>) }
 }
 
 fn run_source<F: Source<A, M>, A: Message, M>(args: Incoming<'_>, out: &mut Vec<u8>) -> TaskRun {

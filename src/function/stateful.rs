@@ -188,26 +188,11 @@ macro_rules! arities {
     };
 }
 
-arities!();
-arities!(A1);
-arities!(A1 A2);
-arities!(A1 A2 A3);
-arities!(A1 A2 A3 A4);
-arities!(A1 A2 A3 A4 A5);
-arities!(A1 A2 A3 A4 A5 A6);
-arities!(A1 A2 A3 A4 A5 A6 A7);
-arities!(A1 A2 A3 A4 A5 A6 A7 A8);
-
-/// The entries of functions that load a state, as those of tasks are.
-struct Entries<F, A, M>(PhantomData<(F, A, M)>);
-
-impl<F: Load<A, M>, A: Message, M: 'static> Entries<F, A, M> {
-    const LOAD: &'static Entry<TaskCode> = &Entry::new(run_load::<F, A, M>, type_name::<F>, TypeId::of::<F>);
-}
+all_arities!(arities);
 
 /// The entry of a function that loads a state: a task without a value.
 pub(crate) const fn load_entry<F: Load<A, M>, A: Message, M: 'static>(_: F) -> &'static Entry<TaskCode> {
-    Entries::<F, A, M>::LOAD
+    const { &Entry::new(run_load::<F, A, M>, type_name::<F>, TypeId::of::<F>) }
 }
 
 fn run_load<F: Load<A, M>, A: Message, M>(args: Incoming<'_>, out: &mut Vec<u8>) -> TaskRun {
