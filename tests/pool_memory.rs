@@ -5,8 +5,11 @@
 mod support;
 
 use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use nix::sys::resource::{Resource, setrlimit};
 use support::{PATIENCE, eventually, processes_with, run, run_each};
+use tokio_multiprocess as mp;
 use tokio_multiprocess::{Error, Pool, Ran, TaskError};
 
 const MIB: u64 = 1 << 20;
@@ -107,6 +110,11 @@ fn what_was_there_before_the_task_does_not_count() {
     });
 }
 
+/// How long a `sleep` takes that no other test starts.
+fn seconds(test: u32) -> String {
+    format!("1000.{test}{}", pid())
+}
+
 /// The shell itself holds next to nothing; `tail` keeps a line that has no end.
 #[test]
 fn what_a_task_has_started_counts() {
@@ -114,10 +122,11 @@ fn what_a_task_has_started_counts() {
         let pool = Pool::builder().processes(1).build().await.unwrap();
         let shell =
             |line: String| assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
-        let line = "head -c 1000m /dev/zero | tail >/dev/null; sleep 1000.0625".to_owned();
+        let mark = seconds(1);
+        let line = format!("head -c 1000m /dev/zero | tail >/dev/null; sleep {mark}");
         let error = pool.apply(shell, (line,)).memory_limit(64 * MIB).await.unwrap_err();
         assert!(matches!(error, TaskError::MemoryLimit { .. }), "{error}");
-        eventually("the end of all of it", || processes_with("1000.0625").is_empty()).await;
+        eventually("the end of all of it", || processes_with(&mark).is_empty()).await;
         pool.terminate().await.unwrap();
     });
 }
@@ -141,12 +150,95 @@ fn what_has_left_the_task_counts_as_well() {
             assert!(Command::new("sh").args(["-c", &line]).status().unwrap().success());
             std::thread::sleep(PATIENCE);
         };
-        let line = "setsid sh -c 'head -c 1000m /dev/zero | tail >/dev/null; sleep 1000.1875' &".to_owned();
+        let mark = seconds(2);
+        let line = format!("setsid sh -c 'head -c 1000m /dev/zero | tail >/dev/null; sleep {mark}' &");
         let error = pool.apply(leaving, (line,)).memory_limit(64 * MIB).await.unwrap_err();
         assert!(matches!(error, TaskError::MemoryLimit { .. }), "{error}");
-        eventually("the end of all of it", || processes_with("1000.1875").is_empty()).await;
+        eventually("the end of all of it", || processes_with(&mark).is_empty()).await;
         pool.terminate().await.unwrap();
     });
+}
+
+/// Leaves this process without a free descriptor.
+fn use_up_descriptors() -> Vec<std::fs::File> {
+    let most = 100;
+    setrlimit(Resource::RLIMIT_NOFILE, most, most).unwrap();
+    std::iter::from_fn(|| std::fs::File::open("/dev/null").ok()).collect()
+}
+
+/// Nor do the limits of later tasks.
+#[test]
+fn a_limit_needs_no_descriptor_in_the_worker() {
+    run_each(60, |context| async move {
+        let pool = Pool::builder().context(context).processes(1).memory_limit(32 * MIB);
+        let pool = pool.max_memory_per_child(300 * MIB).build().await.unwrap();
+        let exhaust = || {
+            std::mem::forget(use_up_descriptors());
+            pid()
+        };
+        let huge = |bytes: u64| std::hint::black_box(vec![0_u8; bytes as usize]).len();
+        pool.apply(exhaust, ()).await.unwrap();
+        let error = pool.apply(huge, (1024 * MIB,)).await.unwrap_err();
+        assert!(matches!(error, TaskError::MemoryLimit { .. }), "{error}");
+        pool.apply(exhaust, ()).await.unwrap();
+        let error = pool.apply(grow, ()).memory_limit(128 * MIB).await.unwrap_err();
+        assert!(matches!(error, TaskError::MemoryLimit { .. }), "{error}");
+        let first = pool.apply(exhaust, ()).await.unwrap();
+        pool.apply(leak, (350 * MIB,)).memory_limit(500 * MIB).await.unwrap();
+        eventually("another worker", || !pool.worker_pids().contains(&(first as i32))).await;
+        pool.terminate().await.unwrap();
+    });
+}
+
+/// Without a descriptor it cannot see how much there is below it ahead of a task.
+#[test]
+fn a_worker_that_cannot_look_below_it_is_replaced() {
+    run(60, async {
+        let pool = Pool::builder().processes(1).build().await.unwrap();
+        let exhaust = |seconds: String| {
+            let child = Command::new("sleep").arg(seconds).spawn().unwrap();
+            std::mem::forget((child, use_up_descriptors()));
+            pid()
+        };
+        let first = pool.apply(exhaust, (seconds(4),)).await.unwrap();
+        pool.apply(|| (), ()).memory_limit(64 * MIB).await.unwrap();
+        eventually("another worker", || !pool.worker_pids().contains(&(first as i32))).await;
+        pool.terminate().await.unwrap();
+    });
+}
+
+/// It is no reason either to go on making groups.
+#[test]
+fn a_pool_without_descriptors_makes_no_groups() {
+    let Some(path) = cgroups() else {
+        return eprintln!("skipped: no cgroup v2 in which this process may make groups");
+    };
+    async fn child(path: std::path::PathBuf) {
+        let hoard = use_up_descriptors();
+        let refused = Pool::builder().processes(1).cgroup(&path).build().await.unwrap_err();
+        assert!(matches!(refused, Error::Io(_)), "{refused}");
+        assert_eq!(groups_in_use(&path), 0);
+        drop(hoard);
+        let pool = Pool::builder().processes(1).cgroup(&path).build().await.unwrap();
+        // To die and to be told of takes none.
+        let hoard = use_up_descriptors();
+        let error =
+            pool.apply(std::thread::sleep, (10 * PATIENCE,)).timeout(PATIENCE / 100).await.unwrap_err();
+        assert!(matches!(error, TaskError::TimedOut), "{error}");
+        drop(hoard);
+        pool.terminate().await.unwrap();
+    }
+    run(60, async {
+        let child = mp::Process::builder(child, (path.clone(),)).start().await.unwrap();
+        assert_eq!(child.join().await.unwrap().exit_code(), 0);
+        std::fs::remove_dir(&path).unwrap();
+    });
+}
+
+/// Counted without a descriptor: each directory below is a link.
+fn groups_in_use(path: &std::path::Path) -> u64 {
+    use std::os::unix::fs::MetadataExt as _;
+    std::fs::metadata(path).unwrap().nlink() - 2
 }
 
 /// The root of cgroup v2, if it is here and this process may make groups in it.
@@ -154,7 +246,9 @@ fn cgroups() -> Option<std::path::PathBuf> {
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     let mount = mounts.lines().find(|line| line.split(' ').nth(2) == Some("cgroup2"))?;
     let root = std::path::PathBuf::from(mount.split(' ').nth(1)?);
-    let own = root.join(format!("pool-memory-test-{}", pid()));
+    static MADE: AtomicU32 = AtomicU32::new(0);
+    let number = MADE.fetch_add(1, Ordering::Relaxed);
+    let own = root.join(format!("pool-memory-test-{}-{number}", pid()));
     std::fs::create_dir(&own).ok().map(|()| own)
 }
 
@@ -185,11 +279,12 @@ fn a_worker_s_group_dies_with_it_and_is_removed() {
         // The limit holds with whatever controllers there are.
         let error = pool.apply(grow, ()).await.unwrap_err();
         assert!(matches!(error, TaskError::MemoryLimit { .. }), "{error}");
-        pool.apply(start_escapee, ("1000.125".to_owned(),)).await.unwrap();
-        eventually("the escapee", || !processes_with("1000.125").is_empty()).await;
+        let mark = seconds(3);
+        pool.apply(start_escapee, (mark.clone(),)).await.unwrap();
+        eventually("the escapee", || !processes_with(&mark).is_empty()).await;
         pool.terminate().await.unwrap();
         drop(pool);
-        eventually("its end", || processes_with("1000.125").is_empty()).await;
+        eventually("its end", || processes_with(&mark).is_empty()).await;
         eventually("the groups' removal", || groups_in(&path).is_empty()).await;
         std::fs::remove_dir(&path).unwrap();
     });

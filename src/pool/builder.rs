@@ -342,7 +342,7 @@ impl PoolBuilder {
             faults: self.faults.map(Plan::new).transpose()?,
             output: self.output,
             core_files: self.core_files,
-            cgroups,
+            cgroups: cgroups.map(Arc::new),
             in_process: self.in_process,
         };
         let timer = sys::fd::timerfd()?;

@@ -10,7 +10,7 @@ use super::wire::Setup;
 use super::worker;
 use crate::bootstrap;
 use crate::error::Result;
-use crate::process::{ExitStatus, Process};
+use crate::process::{ExitStatus, GROUPER, Process};
 use crate::sys;
 use crate::sys::cgroup::Cgroup;
 use crate::sys::process::Exit;
@@ -58,9 +58,12 @@ impl Host {
         }
     }
 
-    /// Whether the kernel killed it for want of memory, as far as its group tells.
-    pub(super) fn was_out_of_memory(&self) -> bool {
-        matches!(self, Self::Process(_, Some(cgroup)) if cgroup.was_out_of_memory())
+    /// Ends the group that it was in, once it has ended, and says whether the kernel killed it for
+    /// want of memory there.
+    pub(super) async fn end_group(&self) -> bool {
+        let Self::Process(_, Some(cgroup)) = self else { return false };
+        let cgroup = cgroup.clone();
+        GROUPER.run(move || cgroup.end()).await.unwrap_or(false)
     }
 
     /// Of a process of its own.

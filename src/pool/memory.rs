@@ -23,14 +23,14 @@ impl MemoryWatch {
     }
 
     /// Whether this process holds more than the limit, if it is time to look.
-    pub(super) fn is_too_much(&mut self) -> bool {
+    pub(super) fn is_too_much(&mut self, own: &Own) -> bool {
         let now = sys::fd::monotonic_ns();
         if now - self.looked_at < LOOK_EVERY {
             return false;
         }
         self.looked_at = now;
         // What cannot be looked at is left alone.
-        sys::usage::own_anonymous().is_ok_and(|held| held > self.limit)
+        own.anonymous().is_ok_and(|held| held > self.limit)
     }
 }
 
@@ -38,7 +38,8 @@ impl MemoryWatch {
 /// long as this lives.
 #[derive(Debug)]
 pub(super) struct Limited {
-    pub(super) held: u64,
+    /// `None` if that cannot be seen: then no growth is, either.
+    pub(super) held: Option<u64>,
     _data: Option<DataLimit>,
     group: Option<Arc<Group>>,
 }
@@ -55,12 +56,15 @@ pub(super) struct Group {
 const SLACK: u64 = 64 << 20;
 
 impl Limited {
-    pub(super) fn begin(limit: u64, group: Option<Arc<Group>>) -> Self {
-        // Where nothing can be read nothing is enforced: no growth is seen beyond all there is.
-        let Own { held, data } = Own::look().unwrap_or(Own { held: u64::MAX, data: u64::MAX });
-        let most = limit.saturating_mul(2).saturating_add(SLACK).saturating_add(data);
+    /// Nothing but the kernel's own limit is enforced without `own`.
+    pub(super) fn begin(limit: u64, own: Option<&Own>, group: Option<Arc<Group>>) -> Self {
+        let look = own.and_then(|own| own.look().ok());
+        let data = look.as_ref().and_then(|look| {
+            let most = limit.saturating_mul(2).saturating_add(SLACK).saturating_add(look.data);
+            DataLimit::lower(most).ok()
+        });
         let group = group.filter(|group| cgroup::limit_memory(&group.used, &group.max, limit).is_ok());
-        Self { held, _data: DataLimit::lower(most).ok(), group }
+        Self { held: look.and_then(|look| look.held.ok()), _data: data, group }
     }
 }
 

@@ -21,7 +21,7 @@ use super::wire::{Answer, Body, Preparation, Tag};
 use super::worker;
 use crate::context::Context as StartContext;
 use crate::error::{Error, Result, StartError, TaskError};
-use crate::process::{ExitStatus, Process, off_thread};
+use crate::process::{ExitStatus, GROUPER, LOOKER, Process};
 use crate::reduction::Handle;
 use crate::ring::frames;
 use crate::sys::cgroup::Parent;
@@ -44,7 +44,7 @@ pub(super) struct Recipe {
     pub(super) faults: Option<Plan>,
     pub(super) output: Output,
     /// Where workers get groups of their own.
-    pub(super) cgroups: Option<Parent>,
+    pub(super) cgroups: Option<Arc<Parent>>,
     /// On threads of this process.
     pub(super) core_files: bool,
     pub(super) in_process: bool,
@@ -64,7 +64,8 @@ struct Watched {
 enum Event {
     /// `None` if the pool's end came first.
     Started(WorkerId, Option<Result<Box<Born>>>),
-    Exited(WorkerId),
+    /// And whether the kernel killed it for want of memory, as far as its group tells.
+    Exited(WorkerId, bool),
     /// How much memory it holds, for the item that it ran.
     Sampled(WorkerId, Tag, Option<u64>),
 }
@@ -218,7 +219,7 @@ impl Supervisor {
         let Some(worker) = self.workers.iter().find(|worker| worker.id == sample.worker) else { return };
         let (root, Sample { worker, tag, enough }) = (worker.host.pid(), sample);
         self.events.push(Box::pin(async move {
-            let held = off_thread(move || sys::usage::of_tree(root?, enough).ok()).await;
+            let held = LOOKER.run(move || sys::usage::of_tree(root?, enough).ok()).await;
             Event::Sampled(worker, tag, held.ok().flatten())
         }));
     }
@@ -245,7 +246,7 @@ impl Supervisor {
                 let watched = host.clone();
                 self.events.push(Box::pin(async move {
                     watched.exited().await;
-                    Event::Exited(id)
+                    Event::Exited(id, watched.end_group().await)
                 }));
                 if let Some(streams) = &streams {
                     let shared = Arc::downgrade(&self.shared);
@@ -272,14 +273,14 @@ impl Supervisor {
                 let why = "the pool ended first".to_owned();
                 self.shared.with(|scheduler, now| scheduler.start_failed(id, why, false, now));
             }
-            Event::Exited(id) => self.bury(id),
+            Event::Exited(id, was_out_of_memory) => self.bury(id, was_out_of_memory),
             Event::Sampled(id, tag, held) => {
                 self.shared.with(|scheduler, now| scheduler.sampled(id, tag, held, now));
             }
         }
     }
 
-    fn bury(&mut self, id: WorkerId) {
+    fn bury(&mut self, id: WorkerId, was_out_of_memory: bool) {
         let Some(index) = self.workers.iter().position(|worker| worker.id == id) else { return };
         // What it has started must not outlive it, and its group has its number until it is reaped.
         self.workers[index].host.kill();
@@ -289,7 +290,7 @@ impl Supervisor {
         let exit = worker.host.reap().unwrap_or_else(|| ExitStatus::new(Exit::Unknown, false));
         let task = self.shared.with(|scheduler, _| scheduler.task_of(id)).flatten();
         let words = worker.streams.map(|streams| streams.last_words(task)).unwrap_or_default();
-        let out_of_memory = was_refused_memory(exit, &words) || worker.host.was_out_of_memory();
+        let out_of_memory = was_out_of_memory || was_refused_memory(exit, &words);
         let death = Death { exit, stderr_tail: words.tail, out_of_memory };
         self.shared.with(|scheduler, now| scheduler.died(id, &death, now));
         wakers.into_iter().for_each(Waker::wake);
@@ -400,11 +401,20 @@ impl Recipe {
         setup.own_process = true;
         // The memory of this process is not a worker's.
         setup.max_memory = self.max_memory;
-        let cgroup = self.cgroups.as_ref().map(Parent::child).transpose()?.map(Arc::new);
-        if let Some(cgroup) = &cgroup {
-            setup.cgroup = Some(Handle::new(cgroup.door()?));
-            setup.group_memory = cgroup.memory().map(|(used, max)| (Handle::new(used), Handle::new(max)));
-        }
+        let cgroup = match self.cgroups.clone() {
+            Some(parent) => {
+                let open = move || {
+                    let cgroup = parent.child()?;
+                    let (door, memory) = (cgroup.door()?, cgroup.memory()?);
+                    Ok::<_, std::io::Error>((cgroup, door, memory))
+                };
+                let (cgroup, door, memory) = GROUPER.run(open).await??;
+                setup.cgroup = Some(Handle::new(door));
+                setup.group_memory = memory.map(|(used, max)| (Handle::new(used), Handle::new(max)));
+                Some(Arc::new(cgroup))
+            }
+            None => None,
+        };
         let (streams, stdout, stderr) = Streams::open(self.output, &name)?;
         let process = Process::builder(worker::main, (setup,))
             .context(self.context.clone())

@@ -20,6 +20,7 @@ use crate::sys::cgroup;
 use crate::sys::image::Entry;
 use crate::sys::per_process::process_token;
 use crate::sys::process::exit_now;
+use crate::sys::usage::Own;
 use crate::task::{self, TaskId, state};
 use crate::testing::Injector;
 
@@ -48,6 +49,7 @@ pub(super) fn serve(mut setup: Setup) -> io::Result<u8> {
     };
     let faults = setup.faults.take().map(Injector::new).transpose()?;
     let memory = setup.max_memory.map(MemoryWatch::new);
+    let own = if own_process { Own::open()? } else { None };
     let end = WorkerEnd::new(setup)?;
     let about = Arc::new(task::Worker { name, reports: end.outbox.clone() });
     let worker = Worker {
@@ -57,6 +59,7 @@ pub(super) fn serve(mut setup: Setup) -> io::Result<u8> {
         token: process_token(),
         own_process,
         left,
+        own,
         memory,
         group,
         retiring: false,
@@ -84,6 +87,8 @@ struct Worker {
     own_process: bool,
     /// How many items it may still begin.
     left: Option<u32>,
+    /// Its own memory, where there is a way to see that.
+    own: Option<Own>,
     memory: Option<MemoryWatch>,
     group: Option<Arc<Group>>,
     /// It has asked to be replaced.
@@ -163,8 +168,10 @@ impl Worker {
             let tag = Tag { seq, index };
             let item = run.next_item().map_err(|error| io::Error::other(error.to_string()))?;
             let limit = Some(run.head.memory_limit).filter(|limit| *limit > 0 && self.own_process);
-            let limited = limit.map(|limit| Limited::begin(limit, self.group.clone()));
-            limited.iter().for_each(|limited| self.end.begin_with(limited.held));
+            let limited = limit.map(|limit| Limited::begin(limit, self.own.as_ref(), self.group.clone()));
+            if let Some(limited) = &limited {
+                self.end.begin_with(limited.held.unwrap_or(u64::MAX));
+            }
             let Some(began_at) = self.end.begin(seq, run.head.timed()) else {
                 return self.end.reply(Kind::Skipped, tag, b"", &Body::default(), more);
             };
@@ -185,7 +192,8 @@ impl Worker {
                 (Err(why), _) => Outcome::Failed(TaskFailure::Arguments(why.clone())),
                 (_, Err(error)) => Outcome::Failed(TaskFailure::Arguments(error.to_string())),
             };
-            drop(limited);
+            // It has used up something that it needs to see what there is below it.
+            let blind = limited.is_some_and(|limited| limited.held.is_none()) && self.own.is_some();
             self.left = self.left.map(|left| left - 1);
             if state::is_lost() {
                 // It ends, and what it holds goes to others: the one that replaces it loads afresh.
@@ -199,7 +207,11 @@ impl Worker {
             if self.left == Some(0) {
                 break;
             }
-            if self.memory.as_mut().is_some_and(MemoryWatch::is_too_much) {
+            let too_much = match (&mut self.memory, &self.own) {
+                (Some(watch), Some(own)) => watch.is_too_much(own),
+                _ => false,
+            };
+            if too_much || blind {
                 self.retire()?;
             }
         }

@@ -2,11 +2,11 @@
 
 use crate::sys::{AsFd, BorrowedFd};
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, Mutex, OnceLock, mpsc};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::child::Child;
+use super::hand::STARTER;
 use super::{About, ExitStatus, Identity, Process, reactor, table};
 use crate::context::{Context, StartMethod, get_executable};
 use crate::control::{self, Order, Report, Work};
@@ -16,7 +16,6 @@ use crate::sys::per_process::PerProcess;
 use crate::sys::process::Exit;
 use crate::sys::socket::Mode;
 use crate::sys::{self, Fd};
-use crate::util::lock;
 use crate::{fork, forkserver, spawn};
 
 /// All that a start needs.
@@ -81,10 +80,10 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
             let (ours, theirs) = sys::socket::seqpacket_pair()?;
             let newborn = match method {
                 StartMethod::Spawn => {
-                    off_thread(move || Newborn::born(spawn::start(theirs.as_fd())?, ours, worker)).await??
+                    STARTER.run(move || Newborn::born(spawn::start(theirs.as_fd())?, ours, worker)).await??
                 }
                 StartMethod::Fork if plan.context.vouched() => {
-                    off_thread(move || Newborn::born(fork::start(&theirs, true)?, ours, worker)).await??
+                    STARTER.run(move || Newborn::born(fork::start(&theirs, true)?, ours, worker)).await??
                 }
                 // There is no other thread to hand this to.
                 StartMethod::Fork => {
@@ -239,29 +238,4 @@ pub(super) fn lifeline() -> io::Result<Handle> {
         }
     };
     Ok(ends.0.clone())
-}
-
-type Job = Box<dyn FnOnce() + Send>;
-
-/// Runs what blocks for longer than a reactor should, on a thread of this crate's: not on
-/// Tokio's blocking pool, whose threads would then stand in the way of a fork.
-pub(crate) async fn off_thread<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    static STARTER: PerProcess<Mutex<Option<mpsc::Sender<Job>>>> = PerProcess::new(Mutex::default);
-    let (done, result) = tokio::sync::oneshot::channel();
-    // If nobody waits any more, the result is dropped there, which kills what was born.
-    let job: Job = Box::new(move || drop(done.send(job())));
-    {
-        let mut starter = lock(STARTER.get());
-        if starter.is_none() {
-            let (sender, jobs) = mpsc::channel::<Job>();
-            sys::threads::spawn("mp-starter", move || {
-                // A panic is the job's own; its waiter sees that no result comes.
-                jobs.into_iter().for_each(|job| drop(catch_unwind(AssertUnwindSafe(job))));
-            })?;
-            *starter = Some(sender);
-        }
-        let sender = starter.as_ref().ok_or(Error::Closed("the starter"))?;
-        sender.send(job).map_err(|_| Error::Closed("the starter"))?;
-    }
-    result.await.map_err(|_| Error::Closed("the starter"))
 }

@@ -634,6 +634,22 @@ fn an_item_that_holds_too_much_is_killed_and_others_are_not() {
     }
 }
 
+/// There may have been no descriptor for it.
+#[test]
+fn what_could_not_be_looked_at_is_looked_at_again() {
+    let mut play = Play::started(1);
+    play.submit(&limited(0, 5000), 1);
+    let worker = play.workers[&0].clone();
+    worker.0.borrow_mut().step(0);
+    for held in [None, None, Some(6001)] {
+        play.now = play.scheduler.next_deadline().expect("a look at its memory").max(play.now);
+        let sample = play.scheduler.samples_due(play.now).pop().expect("it is due");
+        assert!(!worker.0.borrow().killed && play.now < 100_000_000, "{}", play.now);
+        play.scheduler.sampled(0, sample.tag, held, play.now);
+    }
+    assert!(worker.0.borrow().killed);
+}
+
 #[test]
 fn what_is_found_of_an_item_does_not_count_for_the_next() {
     let mut play = Play::started(1);

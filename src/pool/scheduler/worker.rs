@@ -14,6 +14,8 @@ use crate::ring::Corrupt;
 const STALL: u64 = 100_000_000;
 /// How long a worker that has been told to end, or has done its number of tasks, has for that.
 const GRACE: Duration = Duration::from_secs(5);
+/// How long it is at most until the next look at the memory of an item with a limit.
+const SAMPLE_EVERY: u64 = 10_000_000;
 /// Less work than this is not worth taking from a worker.
 const WORTH_ROBBING: u64 = 100_000;
 
@@ -506,9 +508,9 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         if tag != (Tag { seq: current.seq, index: current.answered }) {
             return Vec::new();
         }
-        // What cannot be looked at now could not be a moment later.
+        // Without a descriptor nothing can be seen, and a moment later there may be one.
         let Some(held) = held else {
-            self.sample_at = Some(u64::MAX);
+            self.sample_at = Some(now + SAMPLE_EVERY);
             return Vec::new();
         };
         if let Some(left) = limit.checked_sub(held.saturating_sub(lane.began_with())) {
@@ -572,7 +574,7 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
 /// How long to wait until the next look, with so many bytes left: a process can hardly take four in
 /// a nanosecond.
 fn sample_interval(left: u64) -> u64 {
-    (left / 4).clamp(1_000_000, 10_000_000)
+    (left / 4).clamp(1_000_000, SAMPLE_EVERY)
 }
 
 /// The time after a pause, which may be longer than there is time.

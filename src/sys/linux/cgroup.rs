@@ -4,12 +4,13 @@
 //! without it, all in a group are killed at one stroke, however fast they fork.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
 use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use nix::sys::uio::{pread, pwrite};
@@ -56,7 +57,7 @@ impl Parent {
 
     fn prepare(path: &Path) -> Self {
         // Refused without the controller, or where processes are; then there is no limit.
-        let _ = write(&path.join("cgroup.subtree_control"), "+memory");
+        let _ = open(&path.join("cgroup.subtree_control")).map(|file| pwrite(&file, b"+memory", 0));
         let parent = Self(path.to_owned());
         parent.sweep();
         parent
@@ -74,10 +75,14 @@ impl Parent {
                 Err(error) if error.kind() == io::ErrorKind::AlreadyExists => continue,
                 Err(error) => return Err(error),
             }
-            match hold(&path) {
-                Some(held) => return Ok(Cgroup::new(path, held)),
+            match hold(&path).and_then(|held| held.map(|held| Cgroup::new(&path, held)).transpose()) {
+                Ok(Some(group)) => return Ok(group),
                 // Somebody has just taken it for one that is left over.
-                None => continue,
+                Ok(None) => continue,
+                Err(error) => {
+                    let _ = fs::remove_dir(&path);
+                    return Err(error);
+                }
             }
         }
     }
@@ -87,21 +92,39 @@ impl Parent {
         let Ok(entries) = fs::read_dir(&self.0) else { return };
         for entry in entries.flatten() {
             let path = entry.path();
-            if entry.file_name().to_string_lossy().starts_with(PREFIX) && hold(&path).is_some() {
+            if !entry.file_name().to_string_lossy().starts_with(PREFIX) {
+                continue;
+            }
+            if let Ok(Some(_held)) = hold(&path) {
                 let _ = fs::remove_dir(&path);
             }
         }
     }
 }
 
-/// Holds a group as its maker's, as long as the value lives; `None` if somebody does already.
-fn hold(path: &Path) -> Option<Flock<File>> {
-    Flock::lock(File::open(path).ok()?, FlockArg::LockExclusiveNonblock).ok()
+/// Holds a group as its maker's, as long as the value lives; `None` if somebody does already, or
+/// has removed it.
+fn hold(path: &Path) -> io::Result<Option<Flock<File>>> {
+    let Some(directory) = if_there(File::open(path))? else { return Ok(None) };
+    match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+        Ok(held) => Ok(Some(held)),
+        Err((_, Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, error)) => Err(error.into()),
+    }
 }
 
-/// Writes to one of the kernel's files, which is there or is not to be.
-fn write(path: &Path, text: &str) -> io::Result<()> {
-    File::options().write(true).open(path)?.write_all(text.as_bytes())
+/// Which of the kernel's files there are depends on its version and on the controllers.
+fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Opens one of the kernel's files to write to it; never makes one.
+fn open(path: &Path) -> io::Result<File> {
+    File::options().write(true).open(path)
 }
 
 /// A worker's group. Dropped, all in it are killed, and it is removed.
@@ -110,47 +133,77 @@ pub(crate) struct Cgroup {
     path: PathBuf,
     /// Until it is removed.
     held: Option<Flock<File>>,
+    /// Opened ahead, since when they are needed there may be no descriptor left.
+    kill: Option<File>,
+    events: Option<File>,
 }
 
 impl Cgroup {
-    fn new(path: PathBuf, held: Flock<File>) -> Self {
-        // Half of a worker is of no use.
-        let _ = write(&path.join("memory.oom.group"), "1");
-        Self { path, held: Some(held) }
+    fn new(path: &Path, held: Flock<File>) -> io::Result<Self> {
+        if let Some(file) = if_there(open(&path.join("memory.oom.group")))? {
+            // Half of a worker is of no use.
+            pwrite(&file, b"1", 0)?;
+        }
+        let kill = if_there(open(&path.join("cgroup.kill")))?;
+        let events = if_there(File::open(path.join("memory.events")))?;
+        Ok(Self { path: path.to_owned(), held: Some(held), kill, events })
     }
 
     /// By what the worker enters it: see [`enter`].
     pub(crate) fn door(&self) -> io::Result<OwnedFd> {
-        Ok(File::options().write(true).open(self.path.join("cgroup.procs"))?.into())
+        Ok(open(&self.path.join("cgroup.procs"))?.into())
     }
 
     /// How much is in use, and where to write how much may be; `None` without the controller.
-    pub(crate) fn memory(&self) -> Option<(OwnedFd, OwnedFd)> {
-        let current = File::open(self.path.join("memory.current")).ok()?;
-        let max = File::options().write(true).open(self.path.join("memory.max")).ok()?;
-        Some((current.into(), max.into()))
+    pub(crate) fn memory(&self) -> io::Result<Option<(OwnedFd, OwnedFd)>> {
+        let current = if_there(File::open(self.path.join("memory.current")))?;
+        let max = if_there(open(&self.path.join("memory.max")))?;
+        Ok(current.zip(max).map(|(current, max)| (current.into(), max.into())))
     }
 
     /// Kills all in it, where the kernel can (5.14).
     pub(crate) fn kill(&self) {
-        let _ = write(&self.path.join("cgroup.kill"), "1");
+        if let Some(kill) = &self.kill {
+            let _ = pwrite(kill, b"1", 0);
+        }
     }
 
-    /// Whether the kernel killed somebody in it for want of memory.
-    pub(crate) fn was_out_of_memory(&self) -> bool {
-        let events = fs::read_to_string(self.path.join("memory.events")).unwrap_or_default();
-        let killed = events.lines().filter_map(|line| line.strip_prefix("oom_kill "));
-        killed.filter_map(|count| count.trim().parse::<u64>().ok()).any(|count| count > 0)
+    /// Ends it once its worker has ended: kills who is left, removes it if they are gone at once, and
+    /// says whether the worker was killed for want of the memory that the group may have.
+    pub(crate) fn end(&self) -> bool {
+        self.kill();
+        // First, as nothing can be read of what is removed.
+        let was_out_of_memory = self.was_out_of_memory();
+        let _ = self.remove();
+        was_out_of_memory
     }
+
+    fn was_out_of_memory(&self) -> bool {
+        let mut buffer = [0; 1024];
+        let len = self.events.as_ref().and_then(|events| pread(events, &mut buffer, 0).ok()).unwrap_or(0);
+        // Where the machine has none left, or a group above, there is a kill, but no want in here.
+        says(&buffer[..len], "oom") && says(&buffer[..len], "oom_kill")
+    }
+
+    fn remove(&self) -> io::Result<()> {
+        if_there(fs::remove_dir(&self.path)).map(|_| ())
+    }
+}
+
+/// Whether something has happened.
+fn says(events: &[u8], what: &str) -> bool {
+    let events = std::str::from_utf8(events).unwrap_or_default();
+    let mut counts = events.lines().filter_map(|line| line.split_once(' '));
+    counts.any(|(name, count)| name == what && count != "0")
 }
 
 impl Drop for Cgroup {
     fn drop(&mut self) {
         self.kill();
-        let (path, held) = (std::mem::take(&mut self.path), self.held.take());
-        if fs::remove_dir(&path).is_ok() {
+        if self.remove().is_ok() {
             return;
         }
+        let (path, held) = (std::mem::take(&mut self.path), self.held.take());
         // Somebody in it is still dying. If there can be no thread, the next sweep removes it.
         let _ = super::threads::spawn("mp-cgroup", move || {
             let patience = (0..1000).map(|_| std::thread::sleep(Duration::from_millis(5)));
@@ -242,11 +295,12 @@ mod tests {
             ("memory.oom.group", "0"),
             ("memory.current", "1000\n"),
             ("memory.max", "max\n"),
+            ("memory.events", ""),
             ("cgroup.kill", ""),
         ] {
             fs::write(dir.join(file), text).unwrap();
         }
-        Cgroup::new(dir.to_owned(), hold(dir).unwrap())
+        Cgroup::new(dir, hold(dir).unwrap().unwrap()).unwrap()
     }
 
     #[test]
@@ -254,7 +308,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let group = played(dir.path());
         assert_eq!(fs::read_to_string(dir.path().join("memory.oom.group")).unwrap(), "1");
-        let (current, max) = group.memory().unwrap();
+        let (current, max) = group.memory().unwrap().unwrap();
         let limit = || fs::read_to_string(dir.path().join("memory.max")).unwrap();
         limit_memory(&current, &max, 234).unwrap();
         assert_eq!(limit(), "1234");
@@ -268,8 +322,10 @@ mod tests {
     fn who_was_killed_for_want_of_memory_is_told() {
         let dir = tempfile::tempdir().unwrap();
         let group = played(dir.path());
-        let events = |count| format!("low 0\nmax 7\noom 1\noom_kill {count}\noom_group_kill 0\n");
-        for (text, told) in [(String::new(), false), (events(0), false), (events(2), true)] {
+        let events = |oom, kills| format!("low 0\nmax 7\noom {oom}\noom_kill {kills}\noom_group_kill 0\n");
+        let cases = [(events(0, 0), false), (events(1, 0), false), (events(2, 1), true)];
+        // Somebody else's want: the machine's, or that of a group above.
+        for (text, told) in cases.into_iter().chain([(String::new(), false), (events(0, 1), false)]) {
             fs::write(dir.path().join("memory.events"), text).unwrap();
             assert_eq!(group.was_out_of_memory(), told);
         }
@@ -285,7 +341,8 @@ mod tests {
         for path in [&left, &held, &other] {
             fs::create_dir(path).unwrap();
         }
-        let holder = hold(&held).unwrap();
+        let holder = hold(&held).unwrap().unwrap();
+        assert!(hold(&held).unwrap().is_none());
         let parent = Parent::prepare(dir.path());
         assert!(!left.exists() && held.exists() && other.exists());
         let child = parent.child().unwrap();

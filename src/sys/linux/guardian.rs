@@ -18,12 +18,12 @@ use std::ptr::null_mut;
 use std::time::Duration;
 
 use libc::c_int;
-use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::time::TimeSpec;
 
+use super::children::for_each_own;
 use super::process::{Exit, Fork, Whom};
 use super::process::{exit_now, fork, getpid, kill_group, set_own_group, set_title, wait_for};
 use super::socket::{Mode, send};
@@ -136,7 +136,7 @@ fn watch(worker: i32, control: BorrowedFd) -> ! {
                 let _ = kill_group(worker, libc::SIGKILL);
                 kill(worker);
             }
-        } else if for_each_child(kill).is_ok() || exit.is_none() {
+        } else if for_each_own(kill).is_ok() || exit.is_none() {
             rest(None, Some(pause));
             pause = (2 * pause).min(LOOK.1);
         } else {
@@ -180,46 +180,6 @@ fn rest(control: Option<BorrowedFd>, time: Option<Duration>) -> bool {
     let mut polled = control.map(|fd| PollFd::new(fd, PollFlags::POLLIN));
     let polled = polled.as_mut().map_or(&mut [][..], std::slice::from_mut);
     ppoll(polled, time.map(TimeSpec::from_duration), Some(mask)).is_ok_and(|ready| ready > 0)
-}
-
-/// Calls `f` with each child's id, or with those of the first hundreds.
-///
-/// # Errors
-/// When no list is to be had: without `/proc`.
-fn for_each_child(f: impl Fn(i32)) -> io::Result<()> {
-    let mut list = [0; 4096];
-    let Some(len) = read_children(&mut list) else { return scan_for_children(f) };
-    // Each number ends with a space; one that is cut off does not.
-    let whole = list[..len].iter().rposition(|byte| *byte == b' ').unwrap_or(0);
-    let texts = list[..whole].split(|byte| *byte == b' ');
-    texts.filter_map(|text| std::str::from_utf8(text).ok()?.parse().ok()).for_each(f);
-    Ok(())
-}
-
-/// The kernel's own list, which some kernels do not have.
-fn read_children(list: &mut [u8]) -> Option<usize> {
-    let file = nix::fcntl::open(
-        c"/proc/thread-self/children",
-        OFlag::O_RDONLY | OFlag::O_CLOEXEC,
-        nix::sys::stat::Mode::empty(),
-    );
-    nix::unistd::read(file.ok()?, list).ok()
-}
-
-/// The same by looking at every process that there is.
-fn scan_for_children(f: impl Fn(i32)) -> io::Result<()> {
-    let this = getpid();
-    for entry in std::fs::read_dir("/proc")? {
-        let Some(pid) = entry?.file_name().to_str().and_then(|name| name.parse().ok()) else { continue };
-        let Ok(stat) = std::fs::read(format!("/proc/{pid}/stat")) else { continue };
-        // The name before may hold anything, and ends with the last parenthesis; the state follows.
-        let stat = String::from_utf8_lossy(&stat);
-        let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1));
-        if parent.and_then(|parent| parent.parse().ok()) == Some(this) {
-            f(pid);
-        }
-    }
-    Ok(())
 }
 
 /// Ends this process as its worker has ended.

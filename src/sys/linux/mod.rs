@@ -1,6 +1,7 @@
 //! The Linux face: one file for each of the kernel's subjects.
 
 pub(crate) mod cgroup;
+mod children;
 pub(crate) mod env;
 pub(crate) mod fault;
 pub(crate) mod fd;

@@ -3,12 +3,14 @@
 //! What counts is anonymous memory, in core or swapped out: what was allocated, not what files are
 //! mapped. Everything is read from `/proc`, and an error without it.
 
-use std::fs;
-use std::io;
+use std::fs::{self, File};
+use std::io::{self, Read, Seek};
 
 use nix::errno::Errno;
 use nix::sys::resource::{Resource, getrlimit, rlim_t, setrlimit};
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
+
+use super::children::{self, if_there};
 
 /// Far more processes than this are not looked at: so many are hardly found while they are counted.
 const MOST: usize = 4096;
@@ -25,8 +27,20 @@ struct Status {
 }
 
 impl Status {
-    fn of(process: &str) -> io::Result<Self> {
+    fn of(process: i32) -> io::Result<Self> {
         Self::parse(&fs::read_to_string(format!("/proc/{process}/status"))?)
+    }
+
+    fn open() -> io::Result<File> {
+        File::open("/proc/self/status")
+    }
+
+    /// Of the process that has [opened](Self::open) it.
+    fn reread(mut file: &File) -> io::Result<Self> {
+        let mut text = String::with_capacity(4096);
+        file.rewind()?;
+        file.read_to_string(&mut text)?;
+        Self::parse(&text)
     }
 
     /// One that has ended and was not reaped holds nothing, and has no such lines.
@@ -51,88 +65,113 @@ fn parse_kb(value: &str) -> Option<u64> {
     value.trim().strip_suffix(" kB")?.trim().parse::<u64>().ok().map(|kilobytes| kilobytes << 10)
 }
 
-/// What this process holds, in bytes.
-pub(crate) fn own_anonymous() -> io::Result<u64> {
-    Ok(Status::of("self")?.anonymous)
-}
+/// What this process holds. It keeps the file open that tells of that: when a task has used up the
+/// descriptors its limit must hold all the same.
+#[derive(Debug)]
+pub(crate) struct Own(File);
 
 /// What this process has, in bytes.
 #[derive(Debug)]
-pub(crate) struct Own {
-    /// Held by it and all below it: as [`of_tree`].
-    pub(crate) held: u64,
+pub(crate) struct Look {
+    /// Held by it and all below it: as [`of_tree`]. An error if those below it cannot be seen now.
+    pub(crate) held: io::Result<u64>,
     /// Mapped by it for private writing, touched or not: what [`DataLimit`] limits.
     pub(crate) data: u64,
 }
 
 impl Own {
-    pub(crate) fn look() -> io::Result<Self> {
-        let (pid, status) = (super::process::getpid(), Status::of("self")?);
+    /// `None` without `/proc`.
+    ///
+    /// # Errors
+    /// When there is no descriptor or no memory for it now.
+    pub(crate) fn open() -> io::Result<Option<Self>> {
+        match Status::open() {
+            Ok(file) => Ok(Some(Self(file))),
+            Err(error) if super::process::is_shortage(&error) => Err(error),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// What this process holds, in bytes, without what is below it.
+    pub(crate) fn anonymous(&self) -> io::Result<u64> {
+        Ok(Status::reread(&self.0)?.anonymous)
+    }
+
+    pub(crate) fn look(&self) -> io::Result<Look> {
+        let status = Status::reread(&self.0)?;
+        Ok(Look { held: Self::held(&status), data: status.data })
+    }
+
+    fn held(status: &Status) -> io::Result<u64> {
+        let pid = super::process::getpid();
         // Cheaper to ask than to go through all threads' children, and mostly there are none.
         let any = WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT;
         let childless = matches!(waitid(Id::All, any), Err(Errno::ECHILD));
-        let below = if childless { Vec::new() } else { children_of(pid) };
-        Ok(Self { held: tree(pid, &status, below, 0), data: status.data })
+        tree(pid, status, if childless { Vec::new() } else { children_of(pid)? }, 0)
     }
 }
 
 /// What a process and all below it hold, in bytes; below a worker is also what has come to its
-/// guardian. Of those below only what they share with nobody: a copy holds nothing before it writes, and what runs in its parent's memory never does.
+/// guardian. Of those below only what they share with nobody: a copy holds nothing before it writes,
+/// and what runs in its parent's memory never does.
 ///
 /// To tell that takes long for large processes; where less than `enough` is found even with all
 /// that they share, that is the answer.
+///
+/// # Errors
+/// When it cannot be seen now.
 pub(crate) fn of_tree(root: i32, enough: u64) -> io::Result<u64> {
-    Ok(tree(root, &Status::of(&root.to_string())?, children_of(root), enough))
+    tree(root, &Status::of(root)?, children_of(root)?, enough)
 }
 
-fn tree(root: i32, own: &Status, mut below: Vec<(i32, Status)>, enough: u64) -> u64 {
+fn tree(root: i32, own: &Status, mut below: Vec<(i32, Status)>, enough: u64) -> io::Result<u64> {
     let (own, parent) = (own.anonymous, own.parent);
-    if Status::of(&parent.to_string()).is_ok_and(|parent| parent.is_guardian) {
-        let others = children(parent).into_iter().filter(|child| *child != root).collect();
-        below.extend(with_status(parent, others));
+    if if_there(Status::of(parent))?.is_some_and(|parent| parent.is_guardian) {
+        let mut others = children::of(parent)?;
+        others.retain(|child| *child != root);
+        below.extend(with_status(parent, others)?);
     }
     let mut next = 0;
     while let Some((process, _)) = below.get(next)
         && below.len() < MOST
     {
-        below.extend(children_of(*process));
+        below.extend(children_of(*process)?);
         next += 1;
     }
     let at_most = below.iter().map(|(_, status)| status.anonymous).sum::<u64>();
     if below.is_empty() || own.saturating_add(at_most) < enough {
-        return own + at_most;
+        return Ok(own + at_most);
     }
     let private = below.iter().filter(|(process, status)| !shares_memory(*process, status.parent));
-    own + private.map(|(process, _)| private_memory(*process)).sum::<u64>()
+    private.map(|(process, _)| private_memory(*process)).sum::<io::Result<u64>>().map(|private| own + private)
 }
 
 /// A process's children and what they say of themselves.
-fn children_of(process: i32) -> Vec<(i32, Status)> {
-    with_status(process, children(process)).collect()
+fn children_of(process: i32) -> io::Result<Vec<(i32, Status)>> {
+    with_status(process, children::of(process)?)
 }
 
-fn with_status(parent: i32, children: Vec<i32>) -> impl Iterator<Item = (i32, Status)> {
-    let all = children.into_iter().filter_map(|child| Some((child, Status::of(&child.to_string()).ok()?)));
-    // One may have ended since, and its number be another's.
-    all.filter(move |(_, status)| status.parent == parent)
+fn with_status(parent: i32, children: Vec<i32>) -> io::Result<Vec<(i32, Status)>> {
+    let mut found = Vec::with_capacity(children.len());
+    for child in children {
+        // One may have ended since, and its number be another's.
+        let status = if_there(Status::of(child))?.filter(|status| status.parent == parent);
+        found.extend(status.map(|status| (child, status)));
+    }
+    Ok(found)
 }
 
-/// The children of all of a process's threads; none where the kernel does not list them.
-fn children(process: i32) -> Vec<i32> {
-    let Ok(threads) = fs::read_dir(format!("/proc/{process}/task")) else { return Vec::new() };
-    let lists =
-        threads.flatten().filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
-    lists
-        .flat_map(|list| list.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<_>>())
-        .collect()
-}
-
-/// Memory that only this process has, and what of it is swapped out; none if it has ended.
-fn private_memory(process: i32) -> u64 {
-    let Ok(rollup) = fs::read_to_string(format!("/proc/{process}/smaps_rollup")) else { return 0 };
+/// Memory that only this process has, and what of it is swapped out; none if it has ended, or is
+/// another user's.
+fn private_memory(process: i32) -> io::Result<u64> {
+    let rollup = match fs::read_to_string(format!("/proc/{process}/smaps_rollup")) {
+        Ok(rollup) => rollup,
+        Err(error) if super::process::is_shortage(&error) => return Err(error),
+        Err(_) => return Ok(0),
+    };
     let lines = rollup.lines().filter_map(|line| line.split_once(':'));
     let counted = lines.filter(|(name, _)| matches!(*name, "Private_Dirty" | "SwapPss"));
-    counted.filter_map(|(_, value)| parse_kb(value)).sum()
+    Ok(counted.filter_map(|(_, value)| parse_kb(value)).sum())
 }
 
 /// Whether two processes have one address space, as while one starts a program. Where the kernel
@@ -170,13 +209,15 @@ impl Drop for DataLimit {
 mod tests {
     use super::*;
     use std::process::{Command, Stdio};
+    use std::time::{Duration, Instant};
 
     #[test]
     fn what_is_written_to_counts() {
         const LEN: usize = 64 << 20;
-        let before = own_anonymous().unwrap();
+        let own = Own::open().unwrap().unwrap();
+        let before = own.anonymous().unwrap();
         let held = vec![1_u8; LEN];
-        let after = own_anonymous().unwrap();
+        let after = own.anonymous().unwrap();
         assert!(after >= before + LEN as u64 / 2, "{before} to {after}");
         drop(held);
     }
@@ -199,7 +240,8 @@ mod tests {
         let mut shell = Command::new("sh").args(["-c", line]).stdin(Stdio::piped()).spawn().unwrap();
         let pid = shell.id() as i32;
         let mut most = 0;
-        while most < 60 << 20 && shell.try_wait().unwrap().is_none() {
+        let patience = Instant::now() + Duration::from_secs(30);
+        while most < 60 << 20 && Instant::now() < patience {
             most = most.max(of_tree(pid, 0).unwrap_or(0));
         }
         drop(shell.stdin.take());

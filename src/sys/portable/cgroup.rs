@@ -25,11 +25,11 @@ impl Cgroup {
     pub(crate) fn door(&self) -> io::Result<Fd> {
         unsupported()
     }
-    pub(crate) fn memory(&self) -> Option<(Fd, Fd)> {
-        None
+    pub(crate) fn memory(&self) -> io::Result<Option<(Fd, Fd)>> {
+        unsupported()
     }
     pub(crate) fn kill(&self) {}
-    pub(crate) fn was_out_of_memory(&self) -> bool {
+    pub(crate) fn end(&self) -> bool {
         false
     }
 }

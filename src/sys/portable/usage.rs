@@ -2,17 +2,23 @@ use std::io;
 
 use super::unsupported;
 
-pub(crate) fn own_anonymous() -> io::Result<u64> {
-    unsupported()
-}
 #[derive(Debug)]
-pub(crate) struct Own {
-    pub(crate) held: u64,
+pub(crate) struct Own(());
+
+#[derive(Debug)]
+pub(crate) struct Look {
+    pub(crate) held: io::Result<u64>,
     pub(crate) data: u64,
 }
 
 impl Own {
-    pub(crate) fn look() -> io::Result<Self> {
+    pub(crate) fn open() -> io::Result<Option<Self>> {
+        Ok(None)
+    }
+    pub(crate) fn anonymous(&self) -> io::Result<u64> {
+        unsupported()
+    }
+    pub(crate) fn look(&self) -> io::Result<Look> {
         unsupported()
     }
 }
