@@ -27,6 +27,10 @@ impl<R: Message> Job for ApplyJob<R> {
         &self.spec
     }
 
+    fn is_single(&self) -> bool {
+        true
+    }
+
     fn answer(&self, answers: &mut dyn Iterator<Item = Answer<'_>>, wakers: &mut Vec<Waker>) {
         for answer in answers {
             wakers.extend(self.slot.settle(answer.decode()));

@@ -370,14 +370,14 @@ impl PoolBuilder {
 
     fn size(&self, most: usize) -> Result<Size> {
         let is_elastic = self.min_processes.is_some() || self.idle_timeout.is_some();
-        let least = if is_elastic { self.min_processes.unwrap_or(1) } else { most };
-        if least > most {
+        let least = is_elastic.then(|| self.min_processes.unwrap_or(1));
+        if least.is_some_and(|least| least > most) {
             return Err(Error::invalid("`min_processes` must not be more than `processes`"));
         }
         Ok(Size {
             most,
             least,
-            spares: self.spares.unwrap_or(if self.fresh { most } else { 0 }),
+            spares: self.spares.or((!self.fresh).then_some(0)),
             idle: self.idle_timeout.unwrap_or(IDLE),
             asleep: self.lazy,
         })

@@ -24,6 +24,10 @@ use crate::util::lock;
 /// wake is only noted, as many answers come at once.
 pub(super) trait Job: Send + Sync {
     fn spec(&self) -> &Spec;
+    /// Whether it is one item and cannot become more.
+    fn is_single(&self) -> bool {
+        false
+    }
     fn answer(&self, answers: &mut dyn Iterator<Item = Answer<'_>>, wakers: &mut Vec<Waker>);
     /// Items that nobody runs any more.
     fn lose(&self, items: Range<u64>, error: TaskError, wakers: &mut Vec<Waker>);
@@ -36,6 +40,10 @@ impl Ticket for Arc<dyn Job> {
 
     fn is(&self, other: &Self) -> bool {
         std::ptr::addr_eq(Arc::as_ptr(self), Arc::as_ptr(other))
+    }
+
+    fn is_single(&self) -> bool {
+        (**self).is_single()
     }
 }
 

@@ -457,4 +457,8 @@ impl super::scheduler::Ticket for Spec {
     fn is(&self, _: &Self) -> bool {
         false
     }
+
+    fn is_single(&self) -> bool {
+        true
+    }
 }

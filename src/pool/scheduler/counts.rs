@@ -145,7 +145,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     pub(in crate::pool) fn stats(&self, now: u64) -> (Stats, Times) {
         let counts = &self.counts;
         let running = self.workers.iter().filter(|worker| worker.unanswered() > 0).count();
-        let unfinished = counts.submitted - counts.settled();
+        let unfinished = counts.submitted.saturating_sub(counts.settled());
         let waiting = self.queue.waiting();
         let stats = Stats {
             health: self.health(now),

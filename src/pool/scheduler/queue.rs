@@ -7,7 +7,7 @@
 //! with as much as the last one had that was served: it neither pays for being away nor saves up.
 //! Tasks without a key are one key more. A level in which nothing waits and nothing runs forgets.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use super::{Run, Ticket, WorkerId};
@@ -44,7 +44,8 @@ impl<J> Account<J> {
 
     /// By this it is compared with others.
     fn time(&self) -> u64 {
-        self.used + self.in_flight.saturating_mul(self.item_time.unwrap_or(UNKNOWN))
+        let expected = self.in_flight.saturating_mul(self.item_time.unwrap_or(UNKNOWN));
+        self.used.saturating_add(expected)
     }
 
     fn catch_up(&mut self, time: u64) {
@@ -53,6 +54,23 @@ impl<J> Account<J> {
 
     fn is_idle(&self) -> bool {
         self.runs.is_empty() && self.in_flight == 0
+    }
+}
+
+impl<J: Ticket> Account<J> {
+    /// Takes out the runs of a job.
+    fn remove(&mut self, job: &J) -> Vec<Run<J>> {
+        // From both ends: calls that are given up together mostly are so in their order, or against it.
+        let len = self.runs.len();
+        let mut places = (0..len.div_ceil(2)).flat_map(|near| [near, len - 1 - near]);
+        let Some(at) = places.find(|at| self.runs[*at].job.is(job)) else { return Vec::new() };
+        if job.is_single() {
+            return self.runs.remove(at).into_iter().collect();
+        }
+        let runs = std::mem::take(&mut self.runs).into_iter();
+        let (gone, stays): (Vec<_>, Vec<_>) = runs.partition(|run| run.job.is(job));
+        self.runs = stays.into();
+        gone
     }
 }
 
@@ -66,7 +84,7 @@ struct Level<J> {
     /// Places of accounts that were forgotten.
     free: Vec<usize>,
     /// Those in which runs wait, by their time.
-    order: Vec<(u64, usize)>,
+    order: BTreeSet<(u64, usize)>,
     /// The time of the account that was served last, as far as that went on.
     now: u64,
     in_flight: u64,
@@ -79,7 +97,7 @@ impl<J> Level<J> {
             accounts: vec![Account::new(None)],
             names: HashMap::new(),
             free: Vec::new(),
-            order: Vec::new(),
+            order: BTreeSet::new(),
             now: 0,
             in_flight: 0,
         }
@@ -135,13 +153,8 @@ impl<J> Level<J> {
         let result = change(account);
         let after = (!account.runs.is_empty()).then(|| (account.time(), id));
         if before != after {
-            if let Some(Ok(at)) = before.map(|entry| self.order.binary_search(&entry)) {
-                self.order.remove(at);
-            }
-            if let Some(entry) = after {
-                let at = self.order.partition_point(|other| *other < entry);
-                self.order.insert(at, entry);
-            }
+            before.map(|entry| self.order.remove(&entry));
+            self.order.extend(after);
         }
         result
     }
@@ -276,8 +289,9 @@ impl<J: Ticket> Queue<J> {
         self.holders.may_take(worker, class.key.as_ref())
     }
 
-    fn next_in(&self, level: &Level<J>, worker: WorkerId) -> Option<usize> {
-        level.order.iter().position(|(_, id)| self.holders.may_take(worker, level.accounts[*id].key.as_ref()))
+    fn next_in(&self, level: &Level<J>, worker: WorkerId) -> Option<(u64, usize)> {
+        let may_take = |id: usize| self.holders.may_take(worker, level.accounts[id].key.as_ref());
+        level.order.iter().find(|(_, id)| may_take(*id)).copied()
     }
 
     /// The run that is next for a worker, or as much of it as it should have.
@@ -285,10 +299,10 @@ impl<J: Ticket> Queue<J> {
         let (at, next) = (self.levels.iter().enumerate())
             .find_map(|(at, level)| self.next_in(level, worker).map(|next| (at, next)))?;
         let level = &mut self.levels[at];
-        let (time, id) = level.order[next];
+        let (time, id) = next;
         level.now = level.now.max(time);
         // Who may not go now does not save up for later.
-        let passed: Vec<_> = level.order[..next].iter().map(|(_, id)| *id).collect();
+        let passed: Vec<_> = level.order.range(..next).map(|(_, id)| *id).collect();
         for id in passed {
             level.change(id, |account| account.catch_up(time));
         }
@@ -309,7 +323,7 @@ impl<J: Ticket> Queue<J> {
     /// A worker has answered items of a class, which took so long each and used so much time.
     pub(super) fn answered(&mut self, worker: WorkerId, class: &Class, items: u64, each: u64, used: u64) {
         self.let_go(worker, class, items, |account| {
-            account.used += used;
+            account.used = account.used.saturating_add(used);
             account.item_time = Some(account.item_time.map_or(each, |known| (3 * known + each) / 4));
         });
     }
@@ -329,6 +343,11 @@ impl<J: Ticket> Queue<J> {
             note(account);
         });
         level.in_flight = level.in_flight.saturating_sub(items);
+        self.tidy(at);
+    }
+
+    fn tidy(&mut self, at: usize) {
+        let level = &mut self.levels[at];
         if level.is_idle() {
             match level.priority {
                 0 => level.forget(),
@@ -344,7 +363,7 @@ impl<J: Ticket> Queue<J> {
             && let Some(id) = self.levels[at].find(class.key.as_ref())
         {
             self.levels[at].change(id, |account| {
-                account.used += time;
+                account.used = account.used.saturating_add(time);
                 if running > account.item_time.unwrap_or(UNKNOWN) {
                     account.item_time = Some(running);
                 }
@@ -354,12 +373,28 @@ impl<J: Ticket> Queue<J> {
 
     /// Takes out what waits of a job.
     pub(super) fn remove(&mut self, job: &J) -> Vec<Run<J>> {
-        self.extract(|run| run.job.is(job))
+        let Class { priority, key } = &job.spec().class;
+        let Ok(at) = self.find(*priority) else { return Vec::new() };
+        let level = &mut self.levels[at];
+        let Some(id) = level.find(key.as_ref()) else { return Vec::new() };
+        let gone = level.change(id, |account| account.remove(job));
+        self.len -= gone.len();
+        self.tidy(at);
+        gone
     }
 
     /// Takes out all that waits.
     pub(super) fn drain(&mut self) -> Vec<Run<J>> {
-        self.extract(|_| true)
+        let mut gone = Vec::with_capacity(self.len);
+        for at in (0..self.levels.len()).rev() {
+            let level = &mut self.levels[at];
+            while let Some((_, id)) = level.order.first().copied() {
+                level.change(id, |account| gone.extend(account.runs.drain(..)));
+            }
+            self.tidy(at);
+        }
+        self.len = 0;
+        gone
     }
 
     /// Items that workers hold.
@@ -371,21 +406,5 @@ impl<J: Ticket> Queue<J> {
     #[cfg(test)]
     pub(super) fn accounts(&self) -> usize {
         self.levels.iter().map(|level| level.accounts.len()).sum()
-    }
-
-    fn extract(&mut self, goes: impl Fn(&Run<J>) -> bool) -> Vec<Run<J>> {
-        let mut gone = Vec::new();
-        for level in &mut self.levels {
-            for id in 0..level.accounts.len() {
-                level.change(id, |account| {
-                    let (out, stays) = std::mem::take(&mut account.runs).into_iter().partition(&goes);
-                    account.runs = stays;
-                    gone.extend::<VecDeque<_>>(out);
-                });
-            }
-        }
-        self.levels.retain(|level| level.priority == 0 || !level.is_idle());
-        self.len -= gone.len();
-        gone
     }
 }

@@ -33,6 +33,8 @@ pub(in crate::pool) struct Spec {
 pub(in crate::pool) trait Ticket: Clone {
     fn spec(&self) -> &Spec;
     fn is(&self, other: &Self) -> bool;
+    /// Whether all of it is one item: who has found its run need look no further.
+    fn is_single(&self) -> bool;
 }
 
 /// Consecutive items of a job, for one worker.

@@ -13,10 +13,10 @@ use crate::pool::health::Health;
 pub(in crate::pool) struct Size {
     /// At most so many run something at a time.
     pub(in crate::pool) most: usize,
-    /// So many there are although there is nothing to do.
-    pub(in crate::pool) least: usize,
-    /// So many more there are, ready, to step in for others.
-    pub(in crate::pool) spares: usize,
+    /// So many there are although there is nothing to do; if this does not say, as many as may be.
+    pub(in crate::pool) least: Option<usize>,
+    /// So many more there are, ready, to step in for others; if this does not say, as many again.
+    pub(in crate::pool) spares: Option<usize>,
     /// Who has nothing to do for so long goes, if there are others enough.
     pub(in crate::pool) idle: Duration,
     /// Nobody is wanted before the first task.
@@ -24,9 +24,17 @@ pub(in crate::pool) struct Size {
 }
 
 impl Size {
+    fn least(&self) -> usize {
+        self.least.map_or(self.most, |least| least.min(self.most))
+    }
+
+    fn spares(&self) -> usize {
+        self.spares.unwrap_or(self.most)
+    }
+
     /// How many there should be when so many run something, and so many runs wait.
     fn wanted(&self, running: usize, waiting: usize) -> usize {
-        if self.asleep { 0 } else { (running + waiting).clamp(self.least, self.most) + self.spares }
+        if self.asleep { 0 } else { (running + waiting).clamp(self.least(), self.most) + self.spares() }
     }
 }
 
@@ -69,7 +77,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     /// How many workers there should be.
     pub(in crate::pool) fn wanted(&self) -> usize {
         // Asked at each call and each answer, so no further than need be.
-        if self.size.asleep || self.size.least == self.size.most {
+        if self.size.asleep || self.size.least() == self.size.most {
             return self.size.wanted(0, 0);
         }
         let running = self.workers.iter().filter(|worker| worker.is_kept() && worker.unanswered() > 0);
@@ -110,9 +118,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     /// Has so many workers from now on, at most. Those that are too many end when they have done
     /// what they run.
     pub(in crate::pool) fn resize(&mut self, processes: usize, now: u64) {
-        let is_fixed = self.size.least == self.size.most;
         self.size.most = processes;
-        self.size.least = if is_fixed { processes } else { self.size.least.min(processes) };
         self.effects.attention = true;
         self.tick(now);
     }
@@ -189,7 +195,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             return None;
         }
         let kept = self.workers.iter().enumerate().filter(|(_, worker)| worker.is_kept());
-        if count > self.size.most + self.size.spares {
+        if count > self.size.most + self.size.spares() {
             let leisurely = kept.min_by_key(|(index, worker)| (worker.unanswered(), Reverse(*index)));
             return leisurely.map(|(index, _)| (index, 0));
         }

@@ -23,6 +23,7 @@ mod order;
 #[derive(Clone, Debug)]
 struct Ask {
     number: usize,
+    single: bool,
     spec: Rc<Spec>,
 }
 
@@ -33,6 +34,10 @@ impl Ticket for Ask {
 
     fn is(&self, other: &Self) -> bool {
         self.number == other.number
+    }
+
+    fn is_single(&self) -> bool {
+        self.single
     }
 }
 
@@ -57,7 +62,7 @@ fn ask_as(number: usize, timeout: Option<Duration>, retries: u32, class: Class) 
         class,
         progress: None,
     };
-    Ask { number, spec: Rc::new(spec) }
+    Ask { number, single: false, spec: Rc::new(spec) }
 }
 
 fn run(job: &Ask, count: u32) -> Run<Ask> {
@@ -177,7 +182,7 @@ fn death() -> Death {
 }
 
 fn fixed(processes: usize) -> Size {
-    Size { most: processes, least: processes, spares: 0, idle: Duration::MAX, asleep: false }
+    Size { most: processes, least: None, spares: Some(0), idle: Duration::MAX, asleep: false }
 }
 
 /// A pool that is played, and what its callers were told.
@@ -457,11 +462,11 @@ proptest! {
         terminate in any::<bool>(),
         key_limit in prop::option::of(1..3usize),
         quarantine in prop::option::of(1..3u32),
-        size in (0..4usize, 0..3usize, any::<bool>()),
+        size in (prop::option::of(0..4usize), prop::option::of(0..3usize), any::<bool>()),
     ) {
         let (least, spares, asleep) = size;
         let idle = Duration::from_millis(2);
-        let size = Size { most: processes, least: least.min(processes), spares, idle, asleep };
+        let size = Size { most: processes, least, spares, idle, asleep };
         let mut pool = Play::sized(size, max_tasks);
         let quarantine = quarantine.map(|deaths| (deaths, Duration::from_millis(3)));
         pool.scheduler = pool.scheduler.ordered(key_limit, quarantine);

@@ -466,3 +466,63 @@ fn what_was_tried_before_is_never_said_not_to_have_started() {
         assert_eq!(outcome(&play, 1).as_ref().map(TaskError::ran), Some(Ran::Maybe), "{ending}");
     }
 }
+
+/// What is given up costs no more the more there is that waits: else these would take an hour.
+#[test]
+fn a_hundred_thousand_waiting_calls_are_given_up() {
+    const CALLS: usize = 100_000;
+    let own_keys: fn(usize) -> String = |call| call.to_string();
+    for (key, backwards) in [(own_keys, false), (|_| String::new(), false), (|_| String::new(), true)] {
+        let (done, is_done) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let mut play = Play::started(1);
+            let calls: Vec<_> = (0..CALLS)
+                .map(|call| Ask { single: true, ..ask_as(call, None, 0, class(0, &key(call))) })
+                .collect();
+            calls.iter().for_each(|call| play.submit(call, 1));
+            let mut given_up: Vec<_> = calls.iter().skip(1).collect();
+            if backwards {
+                given_up.reverse();
+            }
+            for call in given_up {
+                play.scheduler.abort(call, true, play.now);
+            }
+            play.effects();
+            done.send((play.told.len(), play.scheduler.pending_runs())).expect("somebody waits");
+        });
+        assert_eq!(is_done.recv_timeout(Duration::from_secs(120)), Ok((CALLS - 1, 0)));
+    }
+}
+
+#[test]
+fn a_job_is_given_up_wherever_its_runs_wait() {
+    let mut queue = Queue::new(None);
+    let (one, other) = (ask(0, None, 0), ask(1, None, 0));
+    let single = Ask { single: true, ..ask(2, None, 0) };
+    let runs = [&one, &other, &one, &single, &other, &one];
+    runs.into_iter().for_each(|job| queue.push(run(job, 2)));
+    for (job, left) in [(&single, 5), (&single, 5), (&one, 2), (&other, 0)] {
+        let before = queue.len();
+        let gone = queue.remove(job);
+        assert!(gone.iter().all(|run| run.job.is(job)));
+        assert_eq!((gone.len(), queue.len()), (before - left, left));
+    }
+    assert!(queue.take(0, 1).is_none());
+}
+
+#[test]
+fn a_time_beyond_all_measure_is_the_longest_there_is() {
+    let mut queue = Queue::new(None);
+    let (one, other) = (class(0, "one"), class(0, "other"));
+    for class in [&one, &one, &other] {
+        let job = ask_as(0, None, 0, class.clone());
+        queue.push(Run::new(job, 0, u32::MAX, Body::default()));
+        queue.charge(class, 1, 1 << 40);
+    }
+    while queue.take(0, u32::MAX).is_some() {}
+    for class in [&one, &other] {
+        queue.charge(class, 1, 0);
+        queue.answered(0, class, 1, 1, 1);
+    }
+    assert!(queue.is_empty());
+}

@@ -6,7 +6,7 @@ use crate::pool::health::Health;
 const SECOND: u64 = 1_000_000_000;
 
 fn elastic(least: usize, most: usize) -> Size {
-    Size { least, idle: Duration::from_secs(1), ..fixed(most) }
+    Size { least: Some(least), idle: Duration::from_secs(1), ..fixed(most) }
 }
 
 impl Play {
@@ -115,7 +115,7 @@ fn a_lazy_pool_waits_for_the_first_task() {
 
 #[test]
 fn spares_run_nothing_until_somebody_dies() {
-    let mut play = Play::sized(Size { spares: 1, ..fixed(2) }, None);
+    let mut play = Play::sized(Size { spares: Some(1), ..fixed(2) }, None);
     play.start();
     assert_eq!(play.workers.len(), 3);
     for job in 0..3 {
@@ -133,7 +133,7 @@ fn spares_run_nothing_until_somebody_dies() {
 
 #[test]
 fn a_fresh_worker_for_each_task_is_a_spare_before() {
-    let mut play = Play::sized(Size { spares: 2, ..fixed(2) }, Some(1));
+    let mut play = Play::sized(Size { spares: None, ..fixed(2) }, Some(1));
     play.start();
     for job in 0..4 {
         play.submit(&ask(job, None, 0), 1);
@@ -170,6 +170,30 @@ fn a_pool_can_be_resized() {
     play.settle();
     assert_eq!(play.told.values().filter(|error| error.is_none()).count(), 3);
     assert_eq!(play.told_to_stop().len(), 2);
+}
+
+#[test]
+fn a_resized_pool_keeps_the_minimum_that_was_asked_for() {
+    let mut play = Play::sized(elastic(2, 4), None);
+    for (processes, wanted) in [(1, 1), (4, 2), (2, 2), (8, 2)] {
+        play.scheduler.resize(processes, 0);
+        assert_eq!(play.scheduler.wanted(), wanted, "of {processes}");
+    }
+    let mut play = Play::new(2, None);
+    play.scheduler.resize(4, 0);
+    assert_eq!(play.scheduler.wanted(), 4);
+}
+
+#[test]
+fn as_many_spares_as_workers_follow_their_number() {
+    let mut play = Play::sized(Size { spares: None, ..fixed(2) }, Some(1));
+    for processes in [3, 1] {
+        play.scheduler.resize(processes, 0);
+        assert_eq!(play.scheduler.wanted(), 2 * processes);
+    }
+    let mut play = Play::sized(Size { spares: Some(1), ..fixed(2) }, Some(1));
+    play.scheduler.resize(3, 0);
+    assert_eq!(play.scheduler.wanted(), 4);
 }
 
 /// One that cannot be told yet is not wanted when it comes.
