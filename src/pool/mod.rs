@@ -303,7 +303,9 @@ impl Pool {
 
     /// Lets so many tasks run at a time from now on. Missing workers are started; of those that are
     /// too many the idle ones end at once, the others when they have done what they run. The
-    /// minimum of an [elastic](PoolBuilder::min_processes) pool stays, unless this is less.
+    /// minimum of an [elastic](PoolBuilder::min_processes) pool stays, though at a time when this is
+    /// less no more than this are kept; so do [spares](PoolBuilder::spares), unless they are as many
+    /// as the workers by [default](PoolBuilder::fresh_worker_per_task).
     ///
     /// # Errors
     /// [`Error::InvalidArgument`] if it is zero; [`Error::NotChild`] in a process that was forked

@@ -467,7 +467,7 @@ fn what_was_tried_before_is_never_said_not_to_have_started() {
     }
 }
 
-/// What is given up costs no more the more there is that waits: else these would take an hour.
+/// What is given up costs no more the more there is that waits: else these would take many minutes.
 #[test]
 fn a_hundred_thousand_waiting_calls_are_given_up() {
     const CALLS: usize = 100_000;
