@@ -273,10 +273,10 @@ fn a_blob_is_the_same_as_its_clones() {
     run(60, async {
         let pool =
             Pool::builder().processes(1).quarantine(1, Duration::from_secs(600)).build().await.unwrap();
-        let blob = mp::Blob::new(&[1; 100_000]).unwrap();
+        let blob = mp::Blob::new([1; 100_000]).unwrap();
         assert!(matches!(pool.apply(crash_on, (blob.clone(),)).await, Err(TaskError::WorkerDied(_))));
         assert_eq!(quarantined(&pool.apply(crash_on, (blob,)).await), Some(1));
-        pool.apply(crash_on, (mp::Blob::new(&[0; 100_000]).unwrap(),)).await.unwrap();
+        pool.apply(crash_on, (mp::Blob::new([0; 100_000]).unwrap(),)).await.unwrap();
     });
 }
 

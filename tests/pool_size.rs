@@ -224,7 +224,7 @@ fn a_stopped_idle_worker_costs_no_task() {
 
 /// Fails as long as a file is not there.
 fn need(path: String) -> Result<(), Failure> {
-    std::fs::read(path).map(drop).map_err(|error| Failure::from(error))
+    std::fs::read(path).map(drop).map_err(Failure::from)
 }
 
 #[test]

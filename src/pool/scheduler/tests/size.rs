@@ -269,7 +269,7 @@ fn an_idle_worker_that_does_not_run_gives_back_what_it_was_given() {
         for job in 10..13 {
             play.submit(&ask(job, None, 0), 1);
         }
-        assert!(play.workers[&0].0.borrow().inbox.len() > 0);
+        assert!(!play.workers[&0].0.borrow().inbox.is_empty());
         play.settle();
         assert!(play.told.values().all(Option::is_none));
     }
