@@ -105,7 +105,7 @@ fn checks() -> Vec<Check> {
         name: "linux",
         status,
         indispensable: true,
-        then: "starting a process gives Error::Unsupported; in-process pools work",
+        then: "starting a process gives Error::Unsupported",
     }]
 }
 
@@ -170,6 +170,11 @@ fn checks() -> Vec<Check> {
             Mechanism::Guardian,
             probe::subreaper,
             "what a worker has started is only killed with its process group: a setsid escapes",
+        ),
+        unless_off(
+            Mechanism::Cgroup,
+            probe::delegated_cgroup,
+            "memory limits are kept by looking every few milliseconds, not by the kernel to the page",
         ),
         useful(
             "children list",

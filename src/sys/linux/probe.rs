@@ -1,6 +1,6 @@
 //! Whether the kernel, and what stands between it and this process, gives what this crate uses.
 //!
-//! Each probe changes nothing that outlasts it, and is fast enough to be asked at every start.
+//! Each probe changes nothing that outlasts it unless it says so, and is fast enough to be asked at every start.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
@@ -13,7 +13,7 @@ use nix::sys::stat::Mode;
 use nix::unistd::{AccessFlags, access};
 
 use super::process::{getpid, peek_exited, pidfd_open, pidfd_signal};
-use super::{fd, memory, orphan, socket};
+use super::{cgroup, fd, memory, orphan, socket};
 
 /// The version of the kernel, as far as it is a number: 6.1 of `6.1.0-13-cloud`.
 pub(crate) fn kernel() -> io::Result<(u32, u32)> {
@@ -119,6 +119,13 @@ pub(crate) fn lifeline() -> io::Result<()> {
 pub(crate) fn subreaper() -> io::Result<()> {
     nix::sys::prctl::get_child_subreaper()?;
     Ok(())
+}
+
+/// Whether the kernel can be told to keep workers to their limits. Where it is to be had, the memory
+/// controller is on afterwards for groups below this program's, as a pool would have it.
+pub(crate) fn delegated_cgroup() -> io::Result<()> {
+    let none = || io::Error::other("no group with a memory controller is delegated to this program");
+    cgroup::Parent::delegated().map(drop).ok_or_else(none)
 }
 
 /// Whether `/proc` lists a thread's children.
