@@ -32,10 +32,11 @@ fn phase() -> Duration {
 }
 
 /// Takes a worker's time and hardly a processor's: on a machine with few of these it is the pool
-/// that is measured.
-fn good(x: u64) -> u64 {
+/// that is measured. Gives how much it took, in nanoseconds.
+fn good() -> u64 {
+    let begin = Instant::now();
     std::thread::sleep(Duration::from_millis(4));
-    x + 1
+    begin.elapsed().as_nanos() as u64
 }
 
 /// What a bad tenant's task does.
@@ -117,14 +118,12 @@ fn judge(evil: Evil, result: Result<ByteBuf, TaskError>) {
     }
 }
 
-/// Keeps the good tenant's tasks in the pool until told to stop, and counts what was answered.
-async fn good_tenant(pool: &Pool, stop: &AtomicBool, answered: &AtomicU64) {
-    let lanes = (0..BACKLOG as u64).map(|lane| async move {
-        let mut x = lane << 32;
+/// Keeps the good tenant's tasks in the pool until told to stop, and adds up the workers' time that
+/// they had, in nanoseconds.
+async fn good_tenant(pool: &Pool, stop: &AtomicBool, had: &AtomicU64) {
+    let lanes = (0..BACKLOG).map(|_| async {
         while !stop.load(Ordering::Relaxed) {
-            assert_eq!(pool.apply(good, (x,)).key("good").await.unwrap(), x + 1);
-            answered.fetch_add(1, Ordering::Relaxed);
-            x += 1;
+            had.fetch_add(pool.apply(good, ()).key("good").await.unwrap(), Ordering::Relaxed);
         }
     });
     futures::future::join_all(lanes).await;
@@ -152,36 +151,32 @@ async fn bad_tenant(pool: &Pool, key: &str, seed: u64, mark: &str, stop: &Atomic
     all
 }
 
-async fn for_a_phase(stop: &AtomicBool) {
+/// Stops all after a phase; gives how many workers the good tenant had in it on average.
+async fn for_a_phase(stop: &AtomicBool, had: &AtomicU64) -> f64 {
+    let begin = Instant::now();
     tokio::time::sleep(phase()).await;
     stop.store(true, Ordering::Relaxed);
+    had.load(Ordering::Relaxed) as f64 / begin.elapsed().as_nanos() as f64
 }
 
-/// Runs the good tenant alone, then beside the bad ones, and gives its tasks a second in each.
+/// Runs the good tenant alone, then beside the bad ones, and gives how many workers it had in each.
 async fn rage(builder: mp::PoolBuilder, seeds: [u64; 2]) -> (f64, f64) {
     // Seconds that nobody else sleeps.
     let mark = format!("86399.{}", std::process::id());
     let pool = builder.processes(4).spares(2).output(mp::Output::Trace).build().await.unwrap();
     pool.ready().await.unwrap();
 
-    let (stop, alone) = (AtomicBool::new(false), AtomicU64::new(0));
-    let begin = Instant::now();
-    tokio::join!(good_tenant(&pool, &stop, &alone), for_a_phase(&stop));
-    let alone = alone.into_inner() as f64 / begin.elapsed().as_secs_f64();
+    let (stop, had) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (alone, ()) = tokio::join!(for_a_phase(&stop, &had), good_tenant(&pool, &stop, &had));
 
-    let (stop, beside) = (AtomicBool::new(false), AtomicU64::new(0));
-    let begin = Instant::now();
-    let (stopped, (), one, two) = tokio::join!(
-        async {
-            for_a_phase(&stop).await;
-            (beside.load(Ordering::Relaxed), begin.elapsed())
-        },
-        good_tenant(&pool, &stop, &beside),
+    let (stop, had) = (AtomicBool::new(false), AtomicU64::new(0));
+    let (beside, (), one, two) = tokio::join!(
+        for_a_phase(&stop, &had),
+        good_tenant(&pool, &stop, &had),
         bad_tenant(&pool, "bad", seeds[0], &mark, &stop),
         bad_tenant(&pool, "worse", seeds[1], &mark, &stop),
     );
-    let beside = stopped.0 as f64 / stopped.1.as_secs_f64();
-    eprintln!("good tasks a second: {alone:.0} alone, {beside:.0} beside {one:?} and {two:?}");
+    eprintln!("the good tenant had {alone:.2} workers alone, {beside:.2} beside {one:?} and {two:?}");
 
     let stats = pool.stats().unwrap();
     eprintln!("{:?}, wait {:?}, run {:?}", stats.ends, stats.wait, stats.run);
