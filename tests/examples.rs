@@ -138,6 +138,17 @@ fn context_isolation_holds_under_each_start_method() {
 }
 
 #[test]
+fn service_tells_whose_fault_it_was() {
+    let output = run(&mut example("service"));
+    assert_code(&output, 0);
+    let lines: Vec<_> = stdout(&output).lines().collect();
+    let statuses: Vec<_> = lines.iter().filter_map(|line| line.split_whitespace().nth(1)).collect();
+    assert_eq!(statuses[..8], ["200", "500", "504", "413", "400", "200", "200", "200"], "{lines:?}");
+    assert!(lines.contains(&"/numbers/1000  200 OK: 999"), "{lines:?}");
+    assert_eq!(lines.last(), Some(&"done, with 0 killed at the deadline"));
+}
+
+#[test]
 fn archives_have_the_checksums_of_the_lock_file_in_its_order() {
     let directory = TempDir::new().unwrap();
     let (lock, expected) = small_lock(directory.path());
