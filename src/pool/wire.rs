@@ -4,6 +4,7 @@
 //! not hold, go in a parcel: one datagram with descriptors, sent *before* its frame is published.
 //! A frame's reader therefore never waits for a parcel whose sender died.
 
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::{self, IoSlice};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -18,7 +19,7 @@ use crate::reduction::{Attachments, CodecError, Handle, Incoming, Peer, decode, 
 use crate::ring::{Corrupt, Frames};
 use crate::sys::memory::Frozen;
 use crate::sys::socket::{self, MAX_FDS, Mode};
-use crate::sys::{AsFd, BorrowedFd, Fd};
+use crate::sys::{self, AsFd, BorrowedFd, Fd};
 
 /// The largest body inside of a frame; eight fit a ring.
 pub(super) const INLINE: usize = 32 << 10;
@@ -74,6 +75,8 @@ pub(super) struct Body {
     pub(super) large: Option<Arc<Fd>>,
     /// What goes beside the only item.
     pub(super) attachments: Attachments,
+    /// What tells the files beside it from others, taken once so that comparing needs no look at them.
+    pub(super) mark: u64,
 }
 
 impl Body {
@@ -85,10 +88,20 @@ impl Body {
         let len = buffer.len() - ITEM_HEAD;
         if len > INLINE {
             let large = Frozen::create(&buffer[ITEM_HEAD..])?;
-            return Ok(Self { items: Bytes::new(), large: Some(Arc::new(large)), attachments });
+            let items = Bytes::new();
+            return Ok(Self { items, large: Some(Arc::new(large)), attachments, mark: 0 }.marked());
         }
         buffer[..ITEM_HEAD].copy_from_slice(&(len as u32).to_le_bytes());
-        Ok(Self { items: buffer.into(), large: None, attachments })
+        Ok(Self { items: buffer.into(), large: None, attachments, mark: 0 }.marked())
+    }
+
+    fn marked(self) -> Self {
+        let mut hasher = DefaultHasher::new();
+        for fd in self.files() {
+            // A file that cannot be told from others is like any other.
+            sys::fd::identity(fd).ok().hash(&mut hasher);
+        }
+        Self { mark: if self.has_parcel() { hasher.finish() } else { 0 }, ..self }
     }
 
     fn has_parcel(&self) -> bool {
@@ -120,7 +133,7 @@ impl Body {
     }
 
     /// What travels beside the only item.
-    pub(super) fn files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+    fn files(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         let attached = self.attachments.iter().map(|attachment| attachment.0.as_fd());
         self.large.iter().map(|large| large.as_fd()).chain(attached)
     }
@@ -502,6 +515,22 @@ fn decode_caught<R: DeserializeOwned>(message: Incoming<'_>) -> Result<R, CodecE
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::reduction::Attachment;
+
+    #[test]
+    fn bodies_with_the_same_files_have_the_same_mark() {
+        let file = || Arc::new(Fd::from(tempfile::tempfile().unwrap()));
+        let mark = |files: &[&Arc<Fd>]| {
+            let attachments = files.iter().map(|file| Attachment(Arc::clone(file))).collect();
+            Body::single(vec![0; ITEM_HEAD], attachments).unwrap().mark
+        };
+        let (one, other) = (file(), file());
+        let again = Arc::new(one.try_clone().unwrap());
+        assert_eq!(mark(&[&one, &other]), mark(&[&again, &other]));
+        let different =
+            [mark(&[]), mark(&[&one]), mark(&[&other]), mark(&[&one, &other]), mark(&[&other, &one])];
+        assert_eq!(std::collections::BTreeSet::from(different).len(), different.len());
+    }
 
     #[test]
     fn a_run_is_read_as_it_was_written() {

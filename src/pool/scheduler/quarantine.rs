@@ -8,7 +8,6 @@ use std::hash::{BuildHasher, Hash, Hasher, RandomState};
 use std::time::Duration;
 
 use super::{Run, Ticket};
-use crate::sys;
 
 /// What a task is recognised by.
 pub(super) type Mark = u64;
@@ -52,10 +51,7 @@ impl Quarantine {
     pub(super) fn marks<J: Ticket>(&self, run: &Run<J>) -> impl Iterator<Item = Mark> {
         let mut common = self.hasher.build_hasher();
         run.job.spec().function.hash(&mut common);
-        for fd in run.body.files() {
-            // A file that cannot be told from others is like any other.
-            sys::fd::identity(fd).ok().hash(&mut common);
-        }
+        common.write_u64(run.body.mark);
         run.body.each().map(move |item| {
             let mut hasher = common.clone();
             hasher.write(item);
