@@ -7,6 +7,7 @@ mod support;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use futures::StreamExt as _;
 use nix::sys::resource::{Resource, setrlimit};
 use support::{PATIENCE, eventually, processes_with, run, run_each};
 use tokio_multiprocess as mp;
@@ -93,6 +94,29 @@ fn one_huge_allocation_fails_at_once() {
         pool.apply(huge, (1024 * MIB,)).await.unwrap();
         pool.apply(huge, (MIB,)).memory_limit(16 * MIB).await.unwrap();
         pool.apply(huge, (1024 * MIB,)).await.unwrap();
+        pool.terminate().await.unwrap();
+    });
+}
+
+/// Somebody may have quoted such words, or have failed under no limit in a process of its own.
+#[test]
+fn words_from_before_the_task_are_not_its_own() {
+    run_each(60, |context| async move {
+        let pool = Pool::builder().context(context).processes(1).memory_limit(64 * MIB);
+        let pool = pool.build().await.unwrap();
+        let talk_or_die = |dies: bool| {
+            if dies {
+                std::process::abort();
+            }
+            eprintln!("memory allocation of 1 bytes failed");
+        };
+        for _ in 0..20 {
+            // In one go, so that the words may be read long after the second item has begun.
+            let mut outcomes = pool.imap(talk_or_die, [false, true]).chunk_size(2);
+            outcomes.next().await.unwrap().unwrap();
+            let error = outcomes.next().await.unwrap().unwrap_err();
+            assert!(matches!(error, TaskError::WorkerDied(_)), "{error}");
+        }
         pool.terminate().await.unwrap();
     });
 }

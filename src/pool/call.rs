@@ -76,11 +76,11 @@ macro_rules! common_options {
         }
 
         /// How much more memory the worker and the processes that it has started may come to hold,
-        /// in bytes, while an item runs, than when the item began. At more it is killed, and the
+        /// in bytes, at least one, while an item runs, than when the item began. At more it is killed, and the
         /// error is [`TaskError::MemoryLimit`](crate::TaskError::MemoryLimit). In place of
         /// [the pool's](crate::PoolBuilder::memory_limit), which says how it is found out.
         pub fn memory_limit(self, bytes: u64) -> Self {
-            self.with(|options| options.memory_limit = Some(bytes))
+            self.with(|options| options.memory_limit = Some(bytes.max(1)))
         }
 
         /// Tasks of a higher priority go first, 0 being that of all others. What runs is not

@@ -29,7 +29,9 @@ const WORKER_ASLEEP: usize = 512;
 const PARENT_ASLEEP: usize = 640;
 const BEGAN_AT: usize = 768;
 const BEGAN_WITH: usize = BEGAN_AT + 8;
+const STDERR_BEGAN: usize = BEGAN_WITH + 8;
 const GIVEN_UP: usize = 896;
+const STDERR_READ: usize = GIVEN_UP + 8;
 const SLOT_WORDS: usize = 1024;
 const MEMORY: usize = 4096 + 2 * RING;
 
@@ -101,6 +103,10 @@ impl Link {
         Leash { memory: self.memory.clone(), bell: self.bell.clone() }
     }
 
+    pub(super) fn stderr_marks(&self) -> StderrMarks {
+        StderrMarks(self.memory.clone())
+    }
+
     /// Publishes a run under a number that no run in flight has.
     pub(super) fn send<J: Ticket>(&mut self, seq: u32, run: &Run<J>) -> Sent {
         let spec = run.job.spec();
@@ -134,6 +140,24 @@ impl Link {
     /// What has to be rung for the worker to see what was published.
     pub(super) fn bell(&self) -> Option<Arc<Fd>> {
         self.worker.must_ring().then(|| self.bell.clone())
+    }
+}
+
+/// Positions in what a worker writes to stderr, in bytes from its beginning: so it can be told what
+/// was written by the item that runs, though the other side reads it at its leisure.
+#[derive(Clone, Debug)]
+pub(super) struct StderrMarks(Arc<Shared>);
+
+impl StderrMarks {
+    /// Notes up to where it was read.
+    pub(super) fn read(&self, position: u64) {
+        self.0.store(STDERR_READ, position, Ordering::Release);
+    }
+
+    /// Where it was at when the item began that began last, if that has a limit; or a little before,
+    /// if it was being read just then.
+    pub(super) fn began(&self) -> u64 {
+        self.0.load(STDERR_BEGAN, Ordering::Acquire)
     }
 }
 
@@ -296,9 +320,14 @@ impl WorkerEnd {
         Ok(())
     }
 
-    /// Notes how much memory there is ahead of an item with a limit.
+    /// Notes how much memory there is ahead of an item with a limit, and how much was written to
+    /// stderr: see [`StderrMarks`].
     pub(super) fn begin_with(&self, memory: u64) {
         self.memory.store(BEGAN_WITH, memory, Ordering::Relaxed);
+        // In this order, so that it is never too much.
+        let read = self.memory.load(STDERR_READ, Ordering::Acquire);
+        let unread = sys::fd::unread(std::io::stderr().as_fd()).unwrap_or(0);
+        self.memory.store(STDERR_BEGAN, read.saturating_add(unread), Ordering::Release);
     }
 
     /// Waits for the bell.

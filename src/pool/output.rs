@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex};
 use tokio::io::{AsyncWriteExt, Interest};
 use tokio::task::coop::consume_budget;
 
+use super::channel::StderrMarks;
 use crate::sys::reactor::Registered;
 use crate::sys::{AsFd, Fd, fd};
 use crate::util::lock;
@@ -40,11 +41,15 @@ pub(super) struct Streams {
 
 impl Streams {
     /// This side, and what becomes the worker's stdout, if not its parent's, and stderr.
-    pub(super) fn open(output: Output, worker: &str) -> io::Result<(Self, Option<Fd>, Fd)> {
-        let (stderr, their_stderr) = Capture::pipe()?;
+    pub(super) fn open(
+        output: Output,
+        worker: &str,
+        marks: StderrMarks,
+    ) -> io::Result<(Self, Option<Fd>, Fd)> {
+        let (stderr, their_stderr) = Capture::pipe(Some(marks))?;
         let (stdout, their_stdout) = match output {
             Output::Inherit => (None, None),
-            Output::Trace => Capture::pipe().map(|(ours, theirs)| (Some(ours), Some(theirs)))?,
+            Output::Trace => Capture::pipe(None).map(|(ours, theirs)| (Some(ours), Some(theirs)))?,
         };
         Ok((Self { worker: worker.into(), stderr, stdout }, their_stdout, their_stderr))
     }
@@ -84,6 +89,8 @@ const LINE: usize = 8 << 10;
 struct Capture {
     pipe: Fd,
     readiness: Registered,
+    /// Of stderr.
+    marks: Option<StderrMarks>,
     /// Also held while reading, so that what is kept has the order in which it was written.
     log: Mutex<Log>,
 }
@@ -93,7 +100,11 @@ struct Log {
     tail: VecDeque<u8>,
     /// What was read and not passed on yet.
     unsent: Vec<u8>,
-    was_refused_memory: bool,
+    /// How much was read so far.
+    read: u64,
+    /// Where it was said last that there is no memory, as Rust programs do when they abort for that.
+    /// A backtrace may follow that is longer than the tail.
+    memory_refused: Option<u64>,
     /// What the worker ran when it died.
     task: Option<&'static str>,
 }
@@ -102,8 +113,7 @@ struct Log {
 #[derive(Debug, Default)]
 pub(super) struct LastWords {
     pub(super) tail: String,
-    /// It said what Rust programs say when they abort for want of memory. A backtrace may follow that
-    /// is longer than the tail.
+    /// The item that it ran last, if that had a limit, said that there is no memory.
     pub(super) refused_memory: bool,
 }
 
@@ -111,34 +121,36 @@ impl Log {
     fn take(&mut self, bytes: &[u8]) {
         self.unsent.extend_from_slice(bytes);
         self.tail.extend(bytes);
+        self.read += bytes.len() as u64;
         // Before it is shortened: the words may lie across two reads.
-        self.was_refused_memory |= says_memory_refused(self.tail.make_contiguous());
+        let tail = self.tail.make_contiguous();
+        if let Some(at) = find_memory_refused(tail) {
+            self.memory_refused = Some(self.read - (tail.len() - at) as u64);
+        }
         let excess = self.tail.len().saturating_sub(TAIL);
         self.tail.drain(..excess);
     }
 }
 
-/// `memory allocation of 4096 bytes failed`.
-fn says_memory_refused(text: &[u8]) -> bool {
+/// Where the last `memory allocation of 4096 bytes failed` begins.
+fn find_memory_refused(text: &[u8]) -> Option<usize> {
     const BEFORE: &[u8] = b"memory allocation of ";
     const AFTER: &[u8] = b" bytes failed";
-    let mut at = text;
-    while let Some(found) = at.windows(BEFORE.len()).position(|window| window == BEFORE) {
-        at = &at[found + BEFORE.len()..];
-        let digits = at.iter().take_while(|byte| byte.is_ascii_digit()).count();
-        if digits > 0 && at[digits..].starts_with(AFTER) {
-            return true;
-        }
-    }
-    false
+    let says = |at: &usize| {
+        let rest = &text[at + BEFORE.len()..];
+        let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
+        digits > 0 && rest[digits..].starts_with(AFTER)
+    };
+    let places = text.windows(BEFORE.len()).enumerate().rev();
+    places.filter(|(_, window)| *window == BEFORE).map(|(at, _)| at).find(says)
 }
 
 impl Capture {
     /// This end, and the one to be the worker's.
-    fn pipe() -> io::Result<(Arc<Self>, Fd)> {
+    fn pipe(marks: Option<StderrMarks>) -> io::Result<(Arc<Self>, Fd)> {
         let (pipe, theirs) = fd::pipe()?;
         let readiness = Registered::new(pipe.try_clone()?, Interest::READABLE)?;
-        Ok((Arc::new(Self { pipe, readiness, log: Mutex::default() }), theirs))
+        Ok((Arc::new(Self { pipe, readiness, marks, log: Mutex::default() }), theirs))
     }
 
     /// Reads some of what is there, and says how much: nothing at the end.
@@ -147,6 +159,7 @@ impl Capture {
         let mut buffer = [0; TAIL];
         let len = fd::read_some(self.pipe.as_fd(), &mut buffer)?;
         log.take(&buffer[..len]);
+        self.marks.iter().for_each(|marks| marks.read(log.read));
         Ok(len)
     }
 
@@ -212,9 +225,10 @@ impl Capture {
         }
         let log = lock(&self.log);
         let tail: Vec<u8> = log.tail.iter().copied().collect();
+        let began = self.marks.as_ref().map_or(0, StderrMarks::began);
         LastWords {
             tail: String::from_utf8_lossy(&tail).into_owned(),
-            refused_memory: log.was_refused_memory,
+            refused_memory: log.memory_refused.is_some_and(|at| at >= began),
         }
     }
 }
@@ -283,10 +297,12 @@ mod line_tests {
         let mut log = Log::default();
         log.take(b"no memory allocation of today\nmemory alloc");
         log.take(b"ation of 10");
-        assert!(!log.was_refused_memory);
+        assert_eq!(log.memory_refused, None);
         log.take(b"24 bytes failed\n");
         log.take(&[b'.'; 2 * TAIL]);
-        assert!(log.was_refused_memory && log.tail.len() == TAIL);
+        assert_eq!((log.memory_refused, log.tail.len()), (Some(30), TAIL));
+        log.take(b"memory allocation of 1 bytes failed");
+        assert_eq!(log.memory_refused, Some(66 + 2 * TAIL as u64));
     }
 }
 
@@ -301,7 +317,7 @@ mod tests {
     /// Somebody else may hold the pipe and write faster than it is read.
     #[tokio::test]
     async fn the_last_words_are_bounded() {
-        let (stderr, theirs) = Capture::pipe().unwrap();
+        let (stderr, theirs) = Capture::pipe(None).unwrap();
         fcntl(&theirs, FcntlArg::F_SETPIPE_SZ(4 * REST as i32)).unwrap();
         let mut theirs = std::fs::File::from(theirs);
         theirs.write_all(&vec![b'.'; REST - 1]).unwrap();

@@ -415,7 +415,7 @@ impl Recipe {
             }
             None => None,
         };
-        let (streams, stdout, stderr) = Streams::open(self.output, &name)?;
+        let (streams, stdout, stderr) = Streams::open(self.output, &name, link.stderr_marks())?;
         let process = Process::builder(worker::main, (setup,))
             .context(self.context.clone())
             .name(name)

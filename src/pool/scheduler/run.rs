@@ -119,7 +119,7 @@ impl<J: Ticket> Run<J> {
             first: self.first,
             attempt: self.attempt,
             timeout: timeout.unwrap_or(0),
-            memory_limit: memory_limit.map_or(0, |limit| limit.max(1)),
+            memory_limit: memory_limit.unwrap_or(0),
             reports: progress.is_some(),
         }
     }

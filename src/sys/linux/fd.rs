@@ -92,6 +92,14 @@ pub(crate) fn read_some(fd: BorrowedFd, into: &mut [u8]) -> io::Result<usize> {
     }
 }
 
+/// How many bytes are in a pipe, of which this is either end.
+pub(crate) fn unread(pipe: BorrowedFd) -> io::Result<u64> {
+    let mut len: libc::c_int = 0;
+    // SAFETY: this request writes one such integer, which outlives the call.
+    Errno::result(unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut len) })?;
+    Ok(u64::try_from(len).unwrap_or(0))
+}
+
 /// Sets or clears `O_NONBLOCK`, which everybody who shares the open file description will see.
 fn set_nonblocking(fd: BorrowedFd, nonblocking: bool) -> io::Result<()> {
     let mut flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);

@@ -25,6 +25,9 @@ pub(crate) fn pipe() -> io::Result<(Fd, Fd)> {
 pub(crate) fn read_some(_: BorrowedFd<'_>, _: &mut [u8]) -> io::Result<usize> {
     unsupported()
 }
+pub(crate) fn unread(_: BorrowedFd<'_>) -> io::Result<u64> {
+    unsupported()
+}
 pub(crate) fn timerfd() -> io::Result<Fd> {
     unsupported()
 }
