@@ -1034,6 +1034,32 @@ fn max_pending_holds_submissions_back() {
     });
 }
 
+/// Of the pool's few places none is lost to what never came to wait.
+#[test]
+fn arguments_that_cannot_be_encoded_take_no_place_of_max_pending() {
+    struct Secret;
+    impl serde::Serialize for Secret {
+        fn serialize<S: serde::Serializer>(&self, _: S) -> Result<S::Ok, S::Error> {
+            Err(serde::ser::Error::custom("a secret"))
+        }
+    }
+    impl<'de> serde::Deserialize<'de> for Secret {
+        fn deserialize<D: serde::Deserializer<'de>>(_: D) -> Result<Self, D::Error> {
+            Ok(Self)
+        }
+    }
+    run(30, async {
+        let pool = Pool::builder().processes(1).max_pending(1).build().await.unwrap();
+        for _ in 0..3 {
+            let error = pool.apply(|_: Secret| (), (Secret,)).await.unwrap_err();
+            assert!(matches!(error, TaskError::NotStarted(NotStarted::Unencodable(_))), "{error:?}");
+            let mut stream = pool.stream(|_: Secret| 0..3, (Secret,));
+            assert!(stream.next().await.unwrap().is_err());
+        }
+        assert_eq!(pool.apply(square, (3,)).await.unwrap(), 9);
+    });
+}
+
 #[test]
 fn an_idle_worker_takes_over_what_waits_behind_a_slow_task() {
     run_each(30, async |context| {

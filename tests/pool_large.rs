@@ -7,6 +7,7 @@ mod support;
 use std::fs::{self, OpenOptions};
 use std::io::Write;
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::de::{Deserialize, Deserializer};
 use serde::ser::{Serialize, SerializeMap, SerializeSeq, Serializer};
 use serde_bytes::ByteBuf;
@@ -168,5 +169,66 @@ fn absurd_lengths_are_errors_and_nothing_is_allocated() {
         assert_eq!(same, pid);
         let (here, there) = (peak() - here, there_now - there);
         assert!(here < 512 << 10 && there < 512 << 10, "{here} KiB here, {there} KiB there");
+    });
+}
+
+/// What a task that leaks descriptors leaves of its process: nothing that needs one works any more.
+fn leak_all_descriptors() -> u32 {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    // So that it does not take a million.
+    setrlimit(Resource::RLIMIT_NOFILE, 128, hard).unwrap();
+    while let Ok(file) = fs::File::open("/dev/null") {
+        std::mem::forget(file);
+    }
+    std::process::id()
+}
+
+/// A call that its worker has no descriptor for goes to another one, whether or not it may be retried.
+#[test]
+fn a_worker_without_descriptors_fails_nobodys_calls() {
+    run_each(60, async |context| {
+        let pool = Pool::builder().context(context).processes(1).build().await.unwrap();
+        let spoilt = pool.apply(leak_all_descriptors, ()).await.unwrap();
+        let calls: Vec<_> = (0..20)
+            .map(|_| {
+                let take = |bytes: ByteBuf| (std::process::id(), bytes.len());
+                pool.apply(take, (ByteBuf::from(vec![1; 100_000]),)).submit()
+            })
+            .collect();
+        for call in calls {
+            let (pid, len) = call.await.unwrap();
+            assert!(pid != spoilt && len == 100_000);
+        }
+    });
+}
+
+/// The call whose value finds no descriptor is told so, as it has run; those after it find another worker.
+#[test]
+fn a_worker_that_cannot_answer_for_want_of_descriptors_is_replaced() {
+    run(60, async {
+        let pool = Pool::new(1).await.unwrap();
+        let spoilt = pool.apply(leak_all_descriptors, ()).await.unwrap();
+        let large = || pool.apply(|len: usize| (std::process::id(), ByteBuf::from(vec![1; len])), (100_000,));
+        let error = large().await.unwrap_err();
+        assert!(matches!(error, TaskError::Unencodable { .. }), "{error:?}");
+        let (pid, bytes) = large().await.unwrap();
+        assert!(pid != spoilt && bytes.len() == 100_000);
+    });
+}
+
+/// No other worker could do better: it would be started in vain, one after another.
+#[test]
+fn a_call_that_asks_for_too_many_descriptors_is_told_so() {
+    run(60, async {
+        let initializer = || {
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+            setrlimit(Resource::RLIMIT_NOFILE, 64, hard).unwrap();
+        };
+        let pool = Pool::builder().processes(1).initializer(initializer, ()).build().await.unwrap();
+        let blobs = vec![Blob::new(b"one").unwrap(); 100];
+        for _ in 0..3 {
+            let error = pool.apply(|blobs: Vec<Blob>| blobs.len(), (blobs.clone(),)).await.unwrap_err();
+            assert!(matches!(error, TaskError::NotStarted(NotStarted::Arguments(_))), "{error:?}");
+        }
     });
 }

@@ -141,10 +141,13 @@ impl<R: Message> Future for Apply<R> {
     /// When the result was taken already.
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         if let State::Idle(idle) = &mut self.state {
-            let permitted = match &mut idle.permits {
-                None => false,
+            let permitted = match (&mut idle.permits, &idle.args) {
                 // The pool gives the permit back when the task leaves its queue.
-                Some(permits) => ready!(permits.poll_acquire(cx)).map(|permit| permit.forget()).is_some(),
+                (Some(permits), Piece::Run { .. }) => {
+                    ready!(permits.poll_acquire(cx)).map(|permit| permit.forget()).is_some()
+                }
+                // What cannot be sent never comes to the queue.
+                (None, _) | (_, Piece::Refused(_)) => false,
             };
             if let State::Idle(idle) = std::mem::replace(&mut self.state, State::Moved) {
                 self.state = State::Submitted(idle.start(permitted));

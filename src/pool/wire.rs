@@ -196,7 +196,7 @@ impl Parcel {
         let mut fds = Vec::new();
         let received = socket::recv(socket, &mut found, &mut fds, Mode::Try)?;
         if received.fds_truncated {
-            return Err(io::Error::other("descriptors were lost: this process is at its limit"));
+            return Err(sys::fd::exhausted());
         }
         if found[..received.len] != tag.to_bytes() || (large && fds.is_empty()) {
             return Err(io::ErrorKind::InvalidData.into());

@@ -17,6 +17,7 @@ use crate::reduction::{Attachments, Incoming, Peer, encode};
 use crate::ring::frames;
 use crate::sys::AsFd;
 use crate::sys::cgroup;
+use crate::sys::fd;
 use crate::sys::image::Entry;
 use crate::sys::per_process::process_token;
 use crate::sys::process::exit_now;
@@ -60,6 +61,7 @@ pub(super) fn serve(mut setup: Setup) -> io::Result<u8> {
         own_process,
         left,
         own,
+        used: false,
         memory,
         group,
         retiring: false,
@@ -89,6 +91,8 @@ struct Worker {
     left: Option<u32>,
     /// Its own memory, where there is a way to see that.
     own: Option<Own>,
+    /// It has called a task, which may have changed what this process can do.
+    used: bool,
     memory: Option<MemoryWatch>,
     group: Option<Arc<Group>>,
     /// It has asked to be replaced.
@@ -154,6 +158,11 @@ impl Worker {
     fn run_items(&mut self, mut run: RunFrame<'_>, more: bool) -> io::Result<()> {
         let entry = run.function.task();
         let mut parcel = run.parcel(self.end.socket.as_fd());
+        if parcel.as_ref().is_err_and(|error| self.is_spent(error)) {
+            // Before anything of it has begun: it goes to another worker.
+            self.left = Some(0);
+            return Ok(());
+        }
         let RunHead { seq, count, job, first, attempt, timeout, reports, .. } = run.head;
         let mut id = TaskId { job, item: first };
         task::set_running(entry.as_ref().ok().map(|entry| task::Running {
@@ -187,6 +196,7 @@ impl Worker {
             if let Some(fault) = fault {
                 self.suffer(fault)?;
             }
+            self.used |= parcel.is_ok();
             let outcome = match (&entry, &mut parcel) {
                 (Ok(entry), Ok(parcel)) => self.call(entry, parcel.message(item)),
                 (Err(why), _) => Outcome::Failed(TaskFailure::Arguments(why.clone())),
@@ -217,6 +227,13 @@ impl Worker {
         }
         task::set_running(None);
         Ok(())
+    }
+
+    /// Whether an error says that tasks before have left this process no descriptors: it would fail at
+    /// once all that needs one, and get the more of it. In one that is as it was started the call
+    /// asks for too much, and others could do no better.
+    fn is_spent(&self, error: &io::Error) -> bool {
+        self.used && self.own_process && fd::is_exhausted(error)
     }
 
     /// Asks to be replaced once it is idle. Until it is told to end it goes on as before.
@@ -267,6 +284,9 @@ impl Worker {
         match Body::single(buffer, attachments) {
             Ok(body) => Ok((kind, body)),
             Err(error) => {
+                if self.is_spent(&error) {
+                    self.left = Some(0);
+                }
                 self.unencodable(error.to_string(), "value")?;
                 Ok((Kind::Failed, Body::default()))
             }

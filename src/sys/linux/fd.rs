@@ -19,6 +19,16 @@ use nix::sys::time::TimeSpec;
 use nix::sys::timerfd::{ClockId, TimerFd, TimerFlags};
 use nix::unistd::{read, write};
 
+/// What is wrong when a descriptor that was sent here finds no number left.
+pub(crate) fn exhausted() -> io::Error {
+    io::Error::from_raw_os_error(libc::EMFILE)
+}
+
+/// Whether an error says that this process has no number for a descriptor left.
+pub(crate) fn is_exhausted(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::EMFILE)
+}
+
 /// A doorbell: a non-blocking, close-on-exec eventfd at zero.
 pub(crate) fn eventfd() -> io::Result<OwnedFd> {
     let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK;

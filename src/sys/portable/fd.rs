@@ -19,6 +19,12 @@ pub(crate) fn monotonic_ns() -> u64 {
 pub(crate) fn identity(_: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     unsupported()
 }
+pub(crate) fn exhausted() -> io::Error {
+    io::ErrorKind::Unsupported.into()
+}
+pub(crate) fn is_exhausted(_: &io::Error) -> bool {
+    false
+}
 pub(crate) fn pipe() -> io::Result<(Fd, Fd)> {
     unsupported()
 }
