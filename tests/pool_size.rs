@@ -222,6 +222,33 @@ fn a_stopped_idle_worker_costs_no_task() {
     });
 }
 
+/// There is nobody else, so that the task waits for one that takes the place of a stopped one.
+#[test]
+fn stopped_workers_are_replaced() {
+    run(60, async {
+        let pool = Pool::new(2).await.unwrap();
+        pool.ready().await.unwrap();
+        let stopped = pids(&pool);
+        stopped.iter().for_each(|pid| kill(Pid::from_raw(*pid), Signal::SIGSTOP).unwrap());
+        assert!(!stopped.contains(&pool.apply(pid, ()).await.unwrap()));
+        eventually("both are counted", || pool.stats().unwrap().ends.unresponsive == 2).await;
+        assert!(!stopped.iter().any(|pid| support::runs(*pid)));
+    });
+}
+
+fn hang() {
+    spin();
+}
+
+#[test]
+fn a_load_that_hangs_is_given_up() {
+    run_each(60, async |context| {
+        let builder = Pool::builder().context(context).processes(1).start_timeout(Duration::from_millis(300));
+        let error = builder.state(hang, ()).build().await.unwrap_err();
+        assert!(error.to_string().contains("start_timeout"), "{error}");
+    });
+}
+
 /// Fails as long as a file is not there.
 fn need(path: String) -> Result<(), Failure> {
     std::fs::read(path).map(drop).map_err(Failure::from)

@@ -34,6 +34,7 @@ pub struct PoolBuilder {
     processes: Option<usize>,
     initializer: Option<Result<Prepared, TaskError>>,
     state: Option<Result<Prepared, TaskError>>,
+    start_timeout: Option<Duration>,
     max_tasks: Option<usize>,
     memory_limit: Option<u64>,
     max_memory: Option<u64>,
@@ -134,6 +135,16 @@ impl PoolBuilder {
         M: 'static,
     {
         self.state = Some(prepare(Preparation::State, load_entry(load), &args));
+        self
+    }
+
+    /// How long a worker's process may run until the worker is ready, by the kernel's clock: that is
+    /// what its initializer and the load of its state have. Then it is killed, which counts as a
+    /// start that failed: others are tried, and the pool is broken if that goes on. By default
+    /// there is no limit, and one that hangs there is waited for. What the fork server preloads
+    /// does not count.
+    pub fn start_timeout(mut self, timeout: Duration) -> Self {
+        self.start_timeout = Some(timeout);
         self
     }
 
@@ -323,6 +334,7 @@ impl PoolBuilder {
         let memory_limit = at_least_one("memory_limit", self.memory_limit)?;
         let max_memory = at_least_one("max_memory_per_child", self.max_memory)?;
         let key_limit = at_least_one("key_limit", self.key_limit)?;
+        let start_timeout = at_least_one("start_timeout", self.start_timeout)?;
         at_least_one("quarantine", self.quarantine.map(|(deaths, _)| deaths as usize))?;
         let processes = processes.unwrap_or(1);
         let max_tasks = if self.fresh { Some(1) } else { max_tasks };
@@ -346,7 +358,9 @@ impl PoolBuilder {
             in_process: self.in_process,
         };
         let timer = sys::fd::timerfd()?;
-        let scheduler = Scheduler::new(size, max_tasks).ordered(key_limit, self.quarantine);
+        let scheduler = Scheduler::new(size, max_tasks)
+            .ordered(key_limit, self.quarantine)
+            .starting_within(start_timeout);
         let shared = Arc::new(Shared::new(
             scheduler,
             timer.try_clone()?,

@@ -6,7 +6,7 @@ use std::time::Duration;
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Health {
-    /// No worker is ready yet. Calls wait for one.
+    /// No worker is ready yet, or none of them shows life. Calls wait for one.
     Starting,
     /// It can run a task at once, or start a worker for it.
     Ready,

@@ -253,7 +253,7 @@ impl Supervisor {
                     streams.forward(move || shared.upgrade()?.with(|scheduler, _| scheduler.task_of(id))?);
                 }
                 self.workers.push(Watched { id, host, replies, streams, corrupt: false });
-                self.shared.with(|scheduler, _| scheduler.started(id, lane));
+                self.shared.with(|scheduler, now| scheduler.started(id, lane, now));
             }
             Event::Started(id, Some(Err(error))) => {
                 // The next one may find more memory or a calmer machine, but not another program.

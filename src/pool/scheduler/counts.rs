@@ -110,8 +110,7 @@ impl Counts {
         unwanted: bool,
     ) {
         let ends = &mut self.ends;
-        let was_ready = !worker.is_on_its_way();
-        self.restarts += u64::from(was_ready && !unwanted);
+        self.restarts += u64::from(worker.was_ready && !unwanted);
         let limited = worker.current().is_some_and(|flight| flight.run.job.spec().memory_limit.is_some());
         let by_itself = if death.exit.signal().is_some() { &mut ends.crashed } else { &mut ends.exited };
         let cause = match (&worker.doomed, worker.state) {
@@ -120,8 +119,8 @@ impl Counts {
             (Some((_, TaskError::MemoryLimit { .. })), _) => &mut ends.out_of_memory,
             _ if limited && death.out_of_memory => &mut ends.out_of_memory,
             (_, State::Killed) if unwanted => &mut ends.regular,
+            _ if !worker.was_ready => &mut ends.unready,
             (_, State::Killed) => &mut ends.unresponsive,
-            (_, State::Starting | State::Warming) => &mut ends.unready,
             (_, State::Ready) if worker.may_take() > 0 => by_itself,
             // It was to end, and did as it should.
             _ if death.exit.success() => &mut ends.regular,

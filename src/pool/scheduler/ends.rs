@@ -1,7 +1,6 @@
 //! How jobs, workers and the pool end.
 
 use super::run::Past;
-use super::worker::State;
 use super::{Death, Lane, Lost, Phase, Run, Scheduler, Ticket, WorkerId};
 use crate::error::{NotStarted, TaskError, WorkerDied};
 
@@ -15,7 +14,8 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
             self.queue.give_back(id, run);
         }
         let time = worker.bill(now);
-        self.counts.ended(&worker, death, worker.dismissed || self.wants_end());
+        let unwanted = worker.dismissed || self.wants_end();
+        self.counts.ended(&worker, death, unwanted);
         if worker.current().is_some() {
             self.counts.ran(now.saturating_sub(worker.since), 1);
         }
@@ -53,16 +53,15 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
                 self.effects.lost.push(Lost { items: run.items(), job: run.job, error });
             }
         }
-        match worker.state {
-            State::Starting | State::Warming => {
-                let why = worker
-                    .failure
-                    .take()
-                    .unwrap_or_else(|| format!("a worker ended before it was ready: {}", death.exit));
-                self.failed(why, now);
+        if worker.was_ready {
+            match worker.is_kept() && !was_of_use {
+                true => self.was_barren(now),
+                false => self.starts.bore_fruit(),
             }
-            State::Ready if worker.is_kept() && !was_of_use => self.was_barren(now),
-            State::Ready | State::Retiring | State::Stopping | State::Killed => self.starts.bore_fruit(),
+        } else if !unwanted {
+            let unsaid = || format!("a worker ended before it was ready: {}", death.exit);
+            let why = worker.failure.take().unwrap_or_else(unsaid);
+            self.failed(why, now);
         }
         self.effects.retired.extend(worker.runs.drain(..).map(|flight| flight.run.job));
         self.dispatch(now);

@@ -97,6 +97,12 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
         self
     }
 
+    /// How long a worker's process may run until the worker is ready.
+    pub(super) fn starting_within(mut self, timeout: Option<Duration>) -> Self {
+        self.starts.timeout = timeout;
+        self
+    }
+
     pub(super) fn take_effects(&mut self) -> Effects<J, L::Bell> {
         for lost in &self.effects.lost {
             self.counts.lost(lost);

@@ -1,16 +1,18 @@
 //! What workers say.
 
-use super::worker::State;
+use super::worker::{State, after};
 use super::{Delivered, Delivery, Lane, Phase, Run, Scheduler, Ticket, WorkerId};
 use crate::pool::wire::{Kind, Reply};
 use crate::ring::{Corrupt, frames};
 
 impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     /// The process of a worker runs: from now on it can be killed.
-    pub(in crate::pool) fn started(&mut self, id: WorkerId, lane: L) {
+    pub(in crate::pool) fn started(&mut self, id: WorkerId, lane: L, now: u64) {
         let too_late = self.wants_end();
+        let ready_by = self.starts.timeout.map(|timeout| after(now, timeout));
         let Some(worker) = self.find(id) else { return };
         worker.lane = Some(lane);
+        worker.ready_by = ready_by;
         if worker.state == State::Starting && !too_late {
             worker.state = State::Warming;
         } else {

@@ -45,6 +45,8 @@ pub(super) struct Starts {
     failures: u32,
     /// Workers in a row that died, although they were ready, before they had begun anything.
     barren: u32,
+    /// How long a worker's process may run until the worker is ready.
+    pub(super) timeout: Option<Duration>,
     /// No worker is started before.
     not_before: u64,
     /// Why there are no workers, after many failed starts.
@@ -214,7 +216,7 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     /// What can be expected of it.
     pub(in crate::pool) fn health(&self, now: u64) -> Health {
         let next_try = Duration::from_nanos(self.starts.not_before.saturating_sub(now));
-        let nobody = self.ready_workers() == 0;
+        let nobody = !self.workers.iter().any(Worker::serves);
         match &self.starts.broken {
             _ if self.phase != Phase::Running => Health::Closed,
             Some(why) => Health::Broken { why: why.clone(), next_try },

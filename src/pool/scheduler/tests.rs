@@ -222,7 +222,7 @@ impl Play {
         wire.0.borrow_mut().room = true;
         wire.0.borrow_mut().reply(Kind::Ready, Tag { seq: u32::MAX, index: 0 });
         self.workers.insert(id, wire.clone());
-        self.scheduler.started(id, wire);
+        self.scheduler.started(id, wire, self.now);
         self.drain(id);
     }
 
@@ -839,6 +839,6 @@ fn a_worker_that_comes_after_the_end_is_killed() {
     let id = play.scheduler.start_due(play.now).unwrap();
     play.scheduler.terminate();
     let wire = Wire::default();
-    play.scheduler.started(id, wire.clone());
+    play.scheduler.started(id, wire.clone(), play.now);
     assert!(wire.0.borrow().killed);
 }

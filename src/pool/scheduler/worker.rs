@@ -12,7 +12,8 @@ use crate::ring::Corrupt;
 /// After so long it is looked whether the only item of a worker was begun: if not, it is stopped, or
 /// the machine has no time for it, and another may take the item.
 const STALL: u64 = 100_000_000;
-/// How long a worker that has been told to end, or has done its number of tasks, has for that.
+/// How long a worker that has been told to end, or has done its number of tasks, has for that; and
+/// how long one that begins nothing has to show life.
 const GRACE: Duration = Duration::from_secs(5);
 /// How long it is at most until the next look at the memory of an item with a limit.
 const SAMPLE_EVERY: u64 = 10_000_000;
@@ -113,7 +114,11 @@ pub(super) struct Worker<J, L> {
     pub(super) dismissed: bool,
     /// The item that it was killed for, and what that gets.
     pub(super) doomed: Option<(Tag, TaskError)>,
-    /// What it said of its initializer.
+    /// When it must be ready, once its process runs.
+    pub(super) ready_by: Option<u64>,
+    /// It has been ready.
+    pub(super) was_ready: bool,
+    /// Why it did not become ready: what it said of its initializer, or that it took too long.
     pub(super) failure: Option<String>,
 }
 
@@ -143,6 +148,8 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
             answered_items: 0,
             dismissed: false,
             doomed: None,
+            ready_by: None,
+            was_ready: false,
             failure: None,
         }
     }
@@ -221,7 +228,13 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
     /// It says that it takes runs.
     pub(super) fn is_ready(&mut self, now: u64) {
         self.state = State::Ready;
+        self.was_ready = true;
         self.since = now;
+    }
+
+    /// Whether it can be expected to run something.
+    pub(super) fn serves(&self) -> bool {
+        self.state == State::Ready && self.may_take() > 0 && !self.silent
     }
 
     /// Since when it could run something and has nothing to.
@@ -239,9 +252,10 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         matches!(self.state, State::Starting | State::Warming)
     }
 
-    /// Since when it should end and has nothing to do before.
+    /// Since when it should end, or show life, and has nothing to do before.
     fn ends_since(&self) -> Option<u64> {
-        let ends = self.state == State::Stopping || self.state == State::Ready && self.may_take() == 0;
+        let is_of_no_use = self.may_take() == 0 || self.silent;
+        let ends = self.state == State::Stopping || self.state == State::Ready && is_of_no_use;
         (ends && self.unanswered == 0 && self.lane.is_some()).then_some(self.since)
     }
 
@@ -424,10 +438,13 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
         self.runs.iter().find(|flight| flight.answered < flight.limit)
     }
 
-    /// When to look whether it takes too long for what it runs, or to end.
+    /// When to look whether it takes too long for what it runs, to be ready, or to end.
     pub(super) fn deadline(&self) -> Option<u64> {
         if self.state == State::Killed {
             return None;
+        }
+        if self.state == State::Warming {
+            return self.ready_by;
         }
         if let Some(since) = self.ends_since() {
             return Some(after(since, GRACE));
@@ -439,6 +456,11 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
     /// Looks at what it runs when the time for that may be over. If it is, the worker is killed;
     /// gives what others must run then.
     pub(super) fn overdue(&mut self, now: u64) -> Vec<Run<J>> {
+        if self.state == State::Warming {
+            self.failure = Some("a worker was not ready within the `start_timeout`".to_owned());
+            self.kill();
+            return Vec::new();
+        }
         if self.ends_since().is_some() {
             self.kill();
             return Vec::new();

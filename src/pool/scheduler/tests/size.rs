@@ -204,8 +204,8 @@ fn a_worker_that_is_being_started_can_be_too_many() {
     play.scheduler.resize(1, 0);
     assert_eq!(play.scheduler.next_deadline(), None, "nothing to do, and it would spin");
     let (stays, goes) = (Wire::default(), Wire::default());
-    play.scheduler.started(first, stays.clone());
-    play.scheduler.started(second, goes.clone());
+    play.scheduler.started(first, stays.clone(), 0);
+    play.scheduler.started(second, goes.clone(), 0);
     assert!(goes.0.borrow().killed && !stays.0.borrow().killed);
 }
 
@@ -275,6 +275,76 @@ fn an_idle_worker_that_does_not_run_gives_back_what_it_was_given() {
     }
 }
 
+/// All may be stopped, and then somebody has to go for others to come.
+#[test]
+fn a_worker_that_shows_no_life_is_killed_after_a_while_and_replaced() {
+    let mut play = Play::started(1);
+    play.now = 1_000;
+    play.submit(&ask(0, Some(Duration::from_secs(1)), 0), 1);
+    play.at(play.scheduler.next_deadline().expect("a look at it"));
+    assert_eq!(play.scheduler.pending_runs(), 1);
+    assert_eq!(play.scheduler.health(play.now), Health::Starting);
+    let silent = play.now;
+    play.at(silent + 5 * SECOND - 1);
+    assert!(!play.workers[&0].0.borrow().killed);
+    play.at(silent + 5 * SECOND);
+    assert_eq!(play.workers.len(), 2, "the next one need not wait for its end");
+    play.drive_out();
+    play.settle();
+    assert!(play.told[&(0, 0)].is_none());
+    let (stats, _) = play.scheduler.stats(play.now);
+    assert_eq!((stats.ends.unresponsive, stats.restarts), (1, 1));
+}
+
+#[test]
+fn a_worker_that_shows_life_again_is_not_killed() {
+    let mut play = Play::started(1);
+    play.now = 1_000;
+    play.submit(&ask(0, None, 0), 1);
+    play.at(play.scheduler.next_deadline().expect("a look at it"));
+    assert_eq!(play.scheduler.pending_runs(), 1);
+    play.at(play.now + 4 * SECOND);
+    // It passes over what is not its own any more, and gets it anew.
+    play.finish(0);
+    assert_eq!(play.scheduler.pending_runs(), 0);
+    play.begin(0);
+    play.at(play.now + 100 * SECOND);
+    assert!(!play.workers[&0].0.borrow().killed);
+    play.finish(0);
+    assert!(play.told[&(0, 0)].is_none());
+}
+
+/// Counted from when there is a process, as that is what can be killed.
+#[test]
+fn workers_that_do_not_become_ready_in_time_break_the_pool() {
+    let mut play = Play::new(2, None);
+    play.scheduler = play.scheduler.starting_within(Some(Duration::from_secs(1)));
+    play.submit(&ask(0, None, 0), 1);
+    let mut starts = 0;
+    while play.scheduler.broken().is_none() {
+        play.now = play.scheduler.next_deadline().expect("another try");
+        for id in std::iter::from_fn(|| play.scheduler.start_due(play.now)).collect::<Vec<_>>() {
+            starts += 1;
+            let wire = Wire::default();
+            play.workers.insert(id, wire.clone());
+            play.now += SECOND;
+            play.scheduler.started(id, wire, play.now);
+            play.now += SECOND - 1;
+            play.scheduler.tick(play.now);
+            assert!(!play.workers[&id].0.borrow().killed);
+            play.now += 1;
+            play.scheduler.tick(play.now);
+            assert!(play.workers[&id].0.borrow().killed);
+            play.die(id);
+        }
+    }
+    let (stats, _) = play.scheduler.stats(play.now);
+    assert_eq!((starts, stats.ends.unready, stats.restarts), (4, 4, 0));
+    let Health::Broken { why, .. } = play.scheduler.health(play.now) else { panic!() };
+    assert!(why.contains("start_timeout"), "{why}");
+    assert!(matches!(play.told[&(0, 0)], Some(TaskError::NotStarted(NotStarted::NoWorker(_)))));
+}
+
 /// Looking at it once is enough.
 #[test]
 fn a_worker_that_has_begun_its_only_item_is_left_alone() {
@@ -306,7 +376,7 @@ fn a_broken_pool_tries_one_start_at_a_time() {
     let wire = Wire::default();
     wire.0.borrow_mut().room = true;
     play.workers.insert(probe, wire.clone());
-    play.scheduler.started(probe, wire.clone());
+    play.scheduler.started(probe, wire.clone(), play.now);
     assert!(matches!(play.scheduler.health(play.now), Health::Broken { .. }));
     wire.0.borrow_mut().reply(Kind::Ready, Tag { seq: u32::MAX, index: 0 });
     play.drain(probe);
