@@ -326,7 +326,7 @@ impl WorkerEnd {
         self.memory.store(BEGAN_WITH, memory, Ordering::Relaxed);
         // In this order, so that it is never too much.
         let read = self.memory.load(STDERR_READ, Ordering::Acquire);
-        let unread = sys::fd::unread(std::io::stderr().as_fd()).unwrap_or(0);
+        let unread = sys::fd::unread_stderr().unwrap_or(0);
         self.memory.store(STDERR_BEGAN, read.saturating_add(unread), Ordering::Release);
     }
 

@@ -102,11 +102,11 @@ pub(crate) fn read_some(fd: BorrowedFd, into: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// How many bytes are in a pipe, of which this is either end.
-pub(crate) fn unread(pipe: BorrowedFd) -> io::Result<u64> {
+/// How many bytes are in the pipe that is this process's stderr.
+pub(crate) fn unread_stderr() -> io::Result<u64> {
     let mut len: libc::c_int = 0;
     // SAFETY: this request writes one such integer, which outlives the call.
-    Errno::result(unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut len) })?;
+    Errno::result(unsafe { libc::ioctl(libc::STDERR_FILENO, libc::FIONREAD, &raw mut len) })?;
     Ok(u64::try_from(len).unwrap_or(0))
 }
 

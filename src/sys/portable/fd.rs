@@ -31,7 +31,7 @@ pub(crate) fn pipe() -> io::Result<(Fd, Fd)> {
 pub(crate) fn read_some(_: BorrowedFd<'_>, _: &mut [u8]) -> io::Result<usize> {
     unsupported()
 }
-pub(crate) fn unread(_: BorrowedFd<'_>) -> io::Result<u64> {
+pub(crate) fn unread_stderr() -> io::Result<u64> {
     unsupported()
 }
 pub(crate) fn timerfd() -> io::Result<Fd> {
