@@ -21,18 +21,23 @@ fn main() {
 #[cfg(target_os = "linux")]
 mod linux {
     use std::fs;
-    use std::io;
+    use std::io::{self, Read, Write};
+    use std::os::unix::net::UnixStream;
     use std::os::unix::process::CommandExt;
     use std::path::{Path, PathBuf};
     use std::process::{Command, Stdio};
     use std::time::Duration;
 
     use nix::mount::{MntFlags, MsFlags, mount, umount2};
-    use nix::sched::{CloneFlags, unshare};
+    use nix::sched::{CloneFlags, setns, unshare};
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    use nix::sys::wait::waitpid;
+    use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, pause, setgid, setsid, setuid};
+    use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+    use tokio::net::UnixListener;
     use tokio_multiprocess as mp;
 
-    use crate::support::{PATIENCE, current_thread, eventually, methods, watchdog};
+    use crate::support::{PATIENCE, current_thread, eventually, kill_9, methods, runs, watchdog};
 
     const SCENARIO: &str = "SURROUNDINGS_SCENARIO";
     /// A directory for the scenario, which is removed after it.
@@ -69,6 +74,8 @@ mod linux {
         Scenario { user: Some(NOBODY), ..scenario("an_unprivileged_user", unprivileged) },
         scenario("privileges_that_were_dropped", dropped_privileges),
         scenario("no_proc", no_proc),
+        scenario("what_cannot_be_killed", unkillable),
+        scenario("what_cannot_be_killed_without_pidfds", unkillable_without_pidfds),
     ];
 
     pub(crate) fn main() {
@@ -399,9 +406,13 @@ mod linux {
         pools_work();
     }
 
-    fn no_pidfds() {
+    fn refuse_pidfds() {
         refuse(&[libc::SYS_pidfd_open, libc::SYS_pidfd_send_signal, libc::SYS_clone3], libc::ENOSYS);
         lacks("pidfd");
+    }
+
+    fn no_pidfds() {
+        refuse_pidfds();
         is_fit();
         pools_work();
         parents_and_signals();
@@ -543,5 +554,105 @@ mod linux {
         nix::unistd::setuid(user).unwrap();
         is_fit();
         pools_work();
+    }
+
+    // What nobody can kill.
+
+    /// Leaves a process behind, tells its id, and crashes at a word.
+    ///
+    /// It is another user's, in a session of its own; or the first in a namespace of processes, which
+    /// cannot end before a zombie in there is reaped.
+    fn leave_behind(address: PathBuf, namespace: bool) {
+        let mut line = UnixStream::connect(address).unwrap();
+        let (told, tells) = nix::unistd::pipe().unwrap();
+        if namespace {
+            unshare(CloneFlags::CLONE_NEWPID).unwrap();
+        }
+        // SAFETY: the copy only makes system calls.
+        match unsafe { fork() }.unwrap() {
+            ForkResult::Parent { child } => {
+                drop(tells);
+                assert_eq!(nix::unistd::read(told, &mut [0]), Ok(0));
+                writeln!(line, "{child}").unwrap();
+            }
+            ForkResult::Child => {
+                setsid().unwrap();
+                if !namespace {
+                    setgid(Gid::from_raw(NOBODY)).unwrap();
+                    setuid(Uid::from_raw(NOBODY)).unwrap();
+                }
+                drop(tells);
+                loop {
+                    pause();
+                }
+            }
+        }
+        let _ = line.read(&mut [0]);
+        abort();
+    }
+
+    /// Puts a child of this process into another's namespace.
+    fn send_into_namespace_of(pid: i32) -> Pid {
+        // Of a thread of its own, as it is for all later children of the thread.
+        let enter = move || {
+            let namespace = fs::File::open(format!("/proc/{pid}/ns/pid")).unwrap();
+            setns(namespace, CloneFlags::CLONE_NEWPID).unwrap();
+            // SAFETY: the copy only makes system calls.
+            match unsafe { fork() }.unwrap() {
+                ForkResult::Parent { child } => child,
+                ForkResult::Child => loop {
+                    pause();
+                },
+            }
+        };
+        std::thread::spawn(enter).join().unwrap()
+    }
+
+    fn unkillable() {
+        const CAP_KILL: libc::c_ulong = 5;
+        // SAFETY: takes integers only. It is this process's children who lose it, by their `exec`.
+        if unsafe { libc::prctl(libc::PR_CAPBSET_DROP, CAP_KILL, 0, 0, 0) } != 0 {
+            skip("only root can see to it that something cannot be killed");
+        }
+        let _watchdog = watchdog(240);
+        current_thread().block_on(async {
+            for (namespace, crash) in [(false, false), (false, true), (true, false), (true, true)] {
+                answers_all_the_same(namespace, crash).await;
+            }
+        });
+    }
+
+    fn unkillable_without_pidfds() {
+        refuse_pidfds();
+        unkillable();
+    }
+
+    /// It is left to whoever started this process, and nobody waits for it.
+    async fn answers_all_the_same(namespace: bool, crash: bool) {
+        let at = format!("namespace: {namespace}, crash: {crash}");
+        let directory = PathBuf::from(std::env::var_os(DIRECTORY).unwrap());
+        let address = directory.join(format!("{namespace} {crash}"));
+        let listener = UnixListener::bind(&address).unwrap();
+        let spawn = methods().into_iter().find(|it| it.start_method() == mp::StartMethod::Spawn).unwrap();
+        let pool = mp::Pool::builder().processes(1).context(spawn).build().await.unwrap();
+        let call = pool.apply(leave_behind, (address, namespace)).submit();
+        let mut line = BufReader::new(listener.accept().await.unwrap().0);
+        let mut pid = String::new();
+        line.read_line(&mut pid).await.unwrap();
+        let pid = pid.trim().parse().unwrap();
+        let zombie = namespace.then(|| send_into_namespace_of(pid));
+        if crash {
+            line.write_all(b"!").await.unwrap();
+            let died = tokio::time::timeout(PATIENCE, call).await.expect(&at);
+            assert!(matches!(died, Err(mp::TaskError::WorkerDied(_))), "{at}: {died:?}");
+            assert_eq!(pool.apply(|x: u8| x + 1, (1,)).await.unwrap(), 2);
+        }
+        tokio::time::timeout(PATIENCE, pool.terminate()).await.expect(&at).unwrap();
+        assert!(runs(pid), "{at}: it could be killed");
+        match zombie {
+            Some(zombie) => _ = waitpid(zombie, None).unwrap(),
+            None => kill_9(pid),
+        }
+        eventually("its end", || !runs(pid)).await;
     }
 }

@@ -7,7 +7,7 @@ use std::sync::{Condvar, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use super::finalize::run_finalizers;
-use super::{CLEARED_AWAY, table};
+use super::table;
 use crate::control::{self, Report};
 use crate::sys::per_process::PerProcess;
 use crate::sys::socket::Mode;
@@ -78,9 +78,9 @@ fn run_exit_path() {
         // A worker takes no notice of SIGTERM, and its pool ends with this process.
         if entry.about.internal || !wait(entry, Some(GRACE)) {
             entry.child.kill_tree();
-            if !wait(entry, Some(CLEARED_AWAY)) {
-                let _ = entry.child.signal(sys::signal::KILL);
-                wait(entry, None);
+            // Once more: a guardian may have been stopped since.
+            while !wait(entry, Some(GRACE)) {
+                entry.child.kill_tree();
             }
         }
     }

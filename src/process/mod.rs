@@ -57,11 +57,7 @@ use crate::function::Target;
 use crate::reduction::Message;
 use crate::sys;
 
-/// How long a guardian has, after its worker's end, for what the worker has left behind. Then it is
-/// killed, and what it could not end is out of reach.
-pub(crate) const CLEARED_AWAY: Duration = Duration::from_secs(5);
-
-/// How often a guardian is set going that may be stopped, where its worker's end cannot be seen.
+/// How often a guardian is set going that may be stopped, as long as its end is all that is waited for.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// What is said of a child when it is made.
@@ -278,19 +274,16 @@ impl Process {
     /// a guardian, for the end of all that it has started.
     pub(crate) async fn exited(&self) -> Result<()> {
         if self.child.is_guardian() {
-            match self.child.ward() {
-                Some(ward) => reactor::readable(ward).await?,
-                // Without pidfds its end is not seen, only its guardian's.
-                None => {
-                    while !reactor::readable_within(self.child.exit(), LOOK).await? {
-                        let _ = self.child.signal(sys::signal::CONT);
-                    }
+            // A worker that cannot be killed outlives its guardian. Without pidfds its end is not seen.
+            if let Some(ward) = self.child.ward() {
+                tokio::select! {
+                    ended = reactor::readable(ward) => ended?,
+                    ended = reactor::readable(self.child.exit()) => ended?,
                 }
             }
-            // Its guardian may be stopped, or wait for something that cannot die.
             let _ = self.child.signal(sys::signal::CONT);
-            if !reactor::readable_within(self.child.exit(), CLEARED_AWAY).await? {
-                let _ = self.child.signal(sys::signal::KILL);
+            while !reactor::readable_within(self.child.exit(), LOOK).await? {
+                let _ = self.child.signal(sys::signal::CONT);
             }
         }
         Ok(reactor::readable(self.child.exit()).await?)

@@ -15,13 +15,14 @@ use std::io;
 use std::mem::zeroed;
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::ptr::null_mut;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use libc::c_int;
 use nix::poll::{PollFd, PollFlags, ppoll};
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, pthread_sigmask};
 use nix::sys::time::TimeSpec;
+use nix::unistd::getppid;
 
 use super::children::for_each_own;
 use super::process::{Exit, Fork, Whom};
@@ -37,6 +38,10 @@ pub(crate) const CORE_DUMPED: &[u8] = b"C";
 /// The number that the socket to the pool has in a guardian. It holds no other descriptor, so that
 /// nobody waits for the end of a pipe or socket on its account.
 const CONTROL: RawFd = 0;
+
+/// How long a guardian tries to end what is left, once its worker has ended or was ordered to, if
+/// its pool waits for it. What it could not end by then is out of reach.
+const CLEARED_AWAY: Duration = Duration::from_secs(5);
 
 /// How soon the guardian looks again for children, at first and at most: one that comes from below
 /// another, which is itself slow to die, is not told of.
@@ -67,7 +72,7 @@ pub(crate) fn split(control: BorrowedFd) -> io::Result<i32> {
             before.restore();
             let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
             // Of a death before this moment no signal tells.
-            if nix::unistd::getppid().as_raw() != guardian {
+            if getppid().as_raw() != guardian {
                 exit_now(1);
             }
             Ok(guardian)
@@ -111,8 +116,9 @@ impl Signals {
     }
 }
 
-/// The guardian's life. It allocates nothing: its memory stays shared with the worker's, or with
-/// the process that both are copies of.
+/// The guardian's life. It writes to next to nothing, so that its memory stays shared with the
+/// worker's, or with the process that both are copies of. Where it does allocate, to look through
+/// `/proc`, no lock can be in its way: there was one thread when this process was made a guardian.
 fn watch(worker: i32, control: BorrowedFd) -> ! {
     // SAFETY: two numbers. No owner of a descriptor is ever used or dropped in this process again.
     if control.as_raw_fd() != CONTROL && unsafe { libc::dup2(control.as_raw_fd(), CONTROL) } != CONTROL {
@@ -125,8 +131,10 @@ fn watch(worker: i32, control: BorrowedFd) -> ! {
     // SAFETY: just made, and open as long as this process lives.
     let control = unsafe { BorrowedFd::borrow_raw(CONTROL) };
 
+    let pool = getppid();
     let mut exit = None;
     let mut ordered = false;
+    let mut began = None;
     let mut pause = LOOK.0;
     while reap(worker, &mut exit) {
         if exit.is_none() && !ordered {
@@ -136,13 +144,15 @@ fn watch(worker: i32, control: BorrowedFd) -> ! {
                 let _ = kill_group(worker, libc::SIGKILL);
                 kill(worker);
             }
-        } else if for_each_own(kill).is_ok() || exit.is_none() {
-            rest(None, Some(pause));
-            pause = (2 * pause).min(LOOK.1);
-        } else {
-            // Without a list there is nothing to go by: what has left the group lives on.
+            continue;
+        }
+        let began = *began.get_or_insert_with(Instant::now);
+        let late = began.elapsed() >= CLEARED_AWAY && getppid() == pool;
+        if late || !kill_children().unwrap_or(exit.is_none()) {
             break;
         }
+        rest(None, Some(pause));
+        pause = (2 * pause).min(LOOK.1);
     }
     end_as(exit.unwrap_or(Exit::Unknown), control)
 }
@@ -166,9 +176,23 @@ fn reap(worker: i32, exit: &mut Option<Exit>) -> bool {
     }
 }
 
-fn kill(child: i32) {
+/// Kills all children; false if there is none that this process may kill, as those that are left
+/// belong to other users.
+///
+/// # Errors
+/// When no list is to be had. There is nothing to go by then: what has left the worker's group
+/// lives on.
+fn kill_children() -> io::Result<bool> {
+    let (mut killed, mut refused) = (false, false);
+    for_each_own(|child| *(if kill(child) { &mut killed } else { &mut refused }) = true)?;
+    // One that comes just now may be in no list.
+    Ok(killed || !refused)
+}
+
+/// Whether it was allowed to.
+fn kill(child: i32) -> bool {
     // SAFETY: takes integers only.
-    unsafe { libc::kill(child, libc::SIGKILL) };
+    unsafe { libc::kill(child, libc::SIGKILL) == 0 }
 }
 
 /// Waits until a child ends or the time is up; true if instead the pool has said its word, or is
