@@ -298,6 +298,45 @@ fn again(runner: &[&str], test: &str) -> Command {
     command
 }
 
+/// Starts a thread before anything else, as some libraries do, in a process that is to have one.
+#[used]
+// SAFETY: a function without arguments, which needs nothing of C's or std's that is not there by then.
+#[unsafe(link_section = ".init_array.00100")]
+static CONSTRUCTOR: extern "C" fn() = {
+    extern "C" fn construct() {
+        if std::env::var(ROLE).is_ok_and(|role| role == "threads") {
+            std::thread::spawn(|| {
+                loop {
+                    std::thread::park();
+                }
+            });
+        }
+    }
+    construct
+};
+
+#[test]
+fn that_there_are_no_guardians_is_said_once() {
+    if std::env::var(ROLE).is_ok() {
+        mp::log_to_stderr(mp::LogLevel::Warn);
+        let spawn = methods().into_iter().find(|it| it.start_method() == mp::StartMethod::Spawn).unwrap();
+        return support::multi_thread().block_on(async {
+            let pool = pool(spawn, 2).await;
+            pool.ready().await.unwrap();
+            assert_eq!(pool.apply(|x: u8| x + 1, (1,)).await.unwrap(), 2);
+        });
+    }
+    run(60, async {
+        for (role, times) in [("threads", 1), ("none", 0)] {
+            let mut parent = again(&[], "that_there_are_no_guardians_is_said_once");
+            let output = parent.env(ROLE, role).stderr(Stdio::piped()).output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert!(output.status.success(), "{said}");
+            assert_eq!(said.matches("no guardians").count(), times, "{said}");
+        }
+    });
+}
+
 #[test]
 fn they_die_with_a_parent_that_is_killed() {
     if let Ok(role) = std::env::var(ROLE) {

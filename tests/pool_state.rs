@@ -130,6 +130,29 @@ fn a_task_that_wants_another_state_does_not_start() {
     });
 }
 
+/// Writes a line when it is dropped.
+struct Note(String);
+
+impl Drop for Note {
+    fn drop(&mut self) {
+        note(&self.0, "dropped");
+    }
+}
+
+/// By each start method, as it is not left to the end of a thread.
+#[test]
+fn the_state_is_dropped_at_an_orderly_end() {
+    run_each(60, async |context| {
+        let notebook = Notebook::new();
+        let builder = Pool::builder().processes(2).context(context);
+        let pool = builder.state(Note, (notebook.path(),)).build().await.unwrap();
+        pool.ready().await.unwrap();
+        pool.close();
+        pool.join().await.unwrap();
+        assert_eq!(notebook.count("dropped"), 2);
+    });
+}
+
 #[test]
 fn a_panic_with_the_state_in_hand_costs_the_worker_and_nothing_else() {
     run(60, async {

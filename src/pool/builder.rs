@@ -95,6 +95,9 @@ impl PoolBuilder {
     /// A worker that panics here is replaced, as with the initializer. A task that panics with the
     /// state in its hands costs the worker: a new one loads it afresh.
     ///
+    /// It is dropped when its worker ends in an orderly way, before [finalizers](crate::util::Finalize) run,
+    /// and not when that is killed or ends itself.
+    ///
     /// ```
     /// use tokio_multiprocess as mp;
     ///

@@ -68,8 +68,7 @@ impl fmt::Debug for OnProgress {
 macro_rules! common_options {
     () => {
         /// How long each item may run, by the kernel's clock; time in the queue does not count.
-        /// Then its worker is killed with its process group, which is what the task has started and
-        /// what has not left that group, and the error is
+        /// Then its worker is killed with all that the task has started, and the error is
         /// [`TaskError::TimedOut`](crate::TaskError::TimedOut).
         pub fn timeout(self, timeout: std::time::Duration) -> Self {
             self.with(|options| options.timeout = Some(timeout))
@@ -112,7 +111,7 @@ macro_rules! common_options {
             self.with(|options| options.progress = Some(super::call::OnProgress::new(listener)))
         }
 
-        /// Dropping this before its end kills what runs, each worker with its process group.
+        /// Dropping this before its end kills what runs, each worker with all that it has started.
         pub fn kill_on_drop(self) -> Self {
             self.with(|options| options.kill_on_drop = true)
         }
@@ -123,8 +122,8 @@ pub(super) use common_options;
 /// The option of those calls that may run more than once.
 macro_rules! retry_option {
     () => {
-        /// How often an item is run again if its worker dies, or is killed by the timeout, while it
-        /// runs. With this it may run more than once: "at least once".
+        /// How often an item is run again if its worker dies while it runs, or is killed by the
+        /// timeout or the memory limit. With this it may run more than once: "at least once".
         pub fn retries(self, retries: u32) -> Self {
             self.with(|options| options.retries = retries)
         }

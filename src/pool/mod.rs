@@ -249,7 +249,7 @@ impl Pool {
         self.owner.shared().with(|scheduler, now| scheduler.close(now));
     }
 
-    /// Kills the workers, each with its process group, and waits for their end. Tasks that ran fail
+    /// Kills the workers, each with all that it has started, and waits for their end. Tasks that ran fail
     /// with [`TaskError::Aborted`], the others with [`NotStarted::Closed`].
     ///
     /// # Errors
@@ -324,7 +324,7 @@ impl Pool {
     }
 
     /// What it does at this moment and has done so far. It reads what each worker's memory is from
-    /// `/proc`, some ten microseconds for each.
+    /// `/proc` on the caller's thread, which takes the longer the more processes tasks have started.
     ///
     /// # Errors
     /// [`Error::NotChild`] in a process that was forked from the pool's own.

@@ -199,8 +199,8 @@ impl<R> AsyncResult<R> {
         }
     }
 
-    /// Ends the task. If it has not begun it never will; if it runs, its worker is killed with
-    /// its process group, and replaced. The result is then [`TaskError::Aborted`], unless another
+    /// Ends the task. If it has not begun it never will; if it runs, its worker is killed with all
+    /// that it has started, and replaced. The result is then [`TaskError::Aborted`], unless another
     /// one came first.
     pub fn abort(&self) {
         self.job.abandon();

@@ -45,8 +45,8 @@ pub(super) struct Recipe {
     pub(super) output: Output,
     /// Where workers get groups of their own.
     pub(super) cgroups: Option<Arc<Parent>>,
-    /// On threads of this process.
     pub(super) core_files: bool,
+    /// On threads of this process.
     pub(super) in_process: bool,
 }
 

@@ -3,6 +3,7 @@
 mod fault;
 
 use std::io;
+use std::panic::catch_unwind;
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -67,7 +68,11 @@ pub(super) fn serve(mut setup: Setup) -> io::Result<u8> {
         retiring: false,
         faults,
     };
-    worker.run(preparations)
+    let code = worker.run(preparations)?;
+    // Not left to the thread's end, which the main thread of a forked process does not have. A panic
+    // is printed, as any is.
+    let _ = catch_unwind(state::clear);
+    Ok(code)
 }
 
 /// What came of an item; the bytes of a value are in [`Worker::value`].

@@ -2,6 +2,7 @@
 
 use crate::sys::{AsFd, BorrowedFd};
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -171,8 +172,10 @@ impl Newborn {
                     match letter.head {
                         Report::Born { .. } => {}
                         Report::Ready { ward, .. } => {
-                            if let (Some(child), Some(ward)) = (&self.child, ward) {
-                                child.guards(ward)?;
+                            match (&self.child, ward) {
+                                (Some(child), Some(ward)) => child.guards(ward)?,
+                                (_, None) if self.worker => unguarded(),
+                                _ => {}
                             }
                             ready = true;
                         }
@@ -198,6 +201,17 @@ impl Newborn {
                 return Ok(Some(child));
             }
         }
+    }
+}
+
+/// A worker has no guardian: says so once.
+fn unguarded() {
+    static TOLD: AtomicBool = AtomicBool::new(false);
+    if !sys::without(sys::Mechanism::Guardian) && !TOLD.swap(true, Ordering::Relaxed) {
+        crate::log::warn(format_args!(
+            "workers have no guardians, as they had threads before their start (of a library's constructor), \
+             or as there is no /proc: what a task starts is killed only with the worker's process group"
+        ));
     }
 }
 

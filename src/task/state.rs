@@ -28,6 +28,11 @@ pub(crate) fn put<S: 'static>(state: S) {
     drop(STATE.replace(fresh));
 }
 
+/// Drops this thread's state, if it has one.
+pub(crate) fn clear() {
+    drop(STATE.replace(Slot::None));
+}
+
 /// Whether there was a state that a panic has spoilt.
 pub(crate) fn is_lost() -> bool {
     STATE.with_borrow(|slot| matches!(slot, Slot::Lost))
