@@ -173,6 +173,10 @@ impl PoolBuilder {
     /// beyond that fails at once, by which a Rust program aborts, and that is the same error.
     /// A program that the task starts inherits this.
     ///
+    /// In a [control group](Self::cgroup) with the memory controller, which may be found without being
+    /// asked for, the kernel counts more: also page cache and memfds, so that a task that returns a
+    /// [`Blob`](crate::Blob) larger than its limit is killed there and nowhere else.
+    ///
     /// Without `/proc` there is no limit, and none in an [in-process](Self::in_process) pool.
     pub fn memory_limit(mut self, bytes: u64) -> Self {
         self.memory_limit = Some(bytes);
