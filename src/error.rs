@@ -218,12 +218,20 @@ pub enum NotStarted {
     },
 }
 
+impl NotStarted {
+    /// What the message of a task begins with. That there is no worker says all by itself, also where a
+    /// pool could not be built and there is no task yet.
+    fn what(&self) -> &'static str {
+        if matches!(self, Self::NoWorker(_)) { "" } else { "the task did not start: " }
+    }
+}
+
 /// Why a task gave no value.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TaskError {
     /// It did not begin.
-    #[error("the task did not start: {0}")]
+    #[error("{what}{0}", what = .0.what())]
     NotStarted(NotStarted),
     /// It panicked. The worker lives on.
     #[error("{0}")]
@@ -358,7 +366,8 @@ impl StdError for RemoteError {
     }
 }
 
-/// The error side of a fallible task: any error becomes one by `?`.
+/// The error side of a fallible task: any error becomes one by `?`. Text is none: for a message alone
+/// there is [`Failure::msg`].
 ///
 /// It is not an `Error` itself, as that would forbid the conversion; and not a message: what
 /// travels is the [`RemoteError`] made of it.

@@ -97,7 +97,9 @@ pub enum TaskFailure {
             whose arguments are given as one tuple and can be sent to another process: pass what \
             it would capture as an argument",
     note = "or what it returns cannot be sent back: it must be a value that serde can write and read, \
-            or `Result<T, mp::Failure>` of such a value, into which any error converts by `?`"
+            or `Result<T, mp::Failure>` of such a value, into which any error converts by `?`; many values, \
+            as an iterator or a `Stream`, are for `Pool::stream`",
+    note = "the state of a pool's worker comes before the arguments, as `&mut S`"
 )]
 pub trait Task<A, M>: sealed::Function<A, M> {
     /// What the caller gets.

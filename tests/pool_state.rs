@@ -106,6 +106,8 @@ fn a_state_that_cannot_be_loaded_is_reported() {
         ] {
             let error = builder.build().await.unwrap_err().to_string();
             assert!(error.contains("its state could not be loaded") && error.contains(why), "{error}");
+            // There is no task that could not start.
+            assert!(error.starts_with("no worker could be started"), "{error}");
         }
         let later = builder().try_state(async |n: u32| Ok::<_, Failure>(Rc::new(n)), (7,));
         let pool = later.build().await.unwrap();
@@ -125,6 +127,10 @@ fn a_task_that_wants_another_state_does_not_start() {
         assert!(matches!(error, TaskError::NotStarted(NotStarted::State(_))), "{error:?}");
         // Nothing has come of it to the state.
         assert_eq!(pool.apply(|n: &mut u8| *n, ()).await.unwrap(), 1);
+        let fallible = || Ok::<_, Failure>(Counter { step: 1, sum: Rc::default() });
+        let pool = Pool::builder().processes(1).state(fallible, ()).build().await.unwrap();
+        let error = pool.apply(add, (1,)).await.unwrap_err().to_string();
+        assert!(error.contains("Result<") && error.contains("try_state"), "{error}");
         let none = mp::spawn(add, (1,)).await.unwrap().await.unwrap_err();
         assert!(matches!(&none, TaskError::NotStarted(NotStarted::State(_))), "{none:?}");
     });

@@ -6,6 +6,8 @@ mod support;
 
 use std::error::Error as StdError;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures::stream::{self, Stream, StreamExt, TryStreamExt};
@@ -363,6 +365,28 @@ fn inputs_hold_values_of_any_size_and_handles() {
         let input = Input::new(stream::iter(values)).unwrap();
         let lengths = pool.apply(lengths, (input,)).await.unwrap();
         assert_eq!(lengths, [(1, 0), (2 << 20, 7), (3, 1 << 20), (40_000, 0), (0, 0)]);
+    });
+}
+
+/// What waits for its task costs no more than the caller's stream does.
+#[test]
+fn nothing_is_read_before_the_task_asks_for_it() {
+    run(60, async {
+        let pool = Pool::new(1).await.unwrap();
+        let read = Arc::new(AtomicU64::new(0));
+        let input = || {
+            let count = read.clone();
+            let counts = move |n: &u64| _ = count.fetch_add(*n, Ordering::Relaxed);
+            Input::new(stream::iter(0..10u64).inspect(counts)).unwrap()
+        };
+        let (input, unread) = (input(), input());
+        for _ in 0..10 {
+            pool.apply(|| (), ()).await.unwrap();
+        }
+        assert_eq!(read.load(Ordering::Relaxed), 0);
+        drop(unread);
+        assert_eq!(pool.apply(sum, (input,)).await.unwrap(), 45);
+        assert_eq!(read.load(Ordering::Relaxed), 45);
     });
 }
 

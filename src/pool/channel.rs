@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, TryLockError};
+use std::time::Duration;
 
 use super::host::Host;
 use super::scheduler::{Lane, Run, Sent, Ticket};
@@ -12,7 +13,7 @@ use crate::reduction::Handle;
 use crate::ring::{Consumer, Corrupt, Doze, Layout, Memory, Producer};
 use crate::sys::memory::{self, Shared};
 use crate::sys::per_process::process_token;
-use crate::sys::socket::{Mode, is_full, is_gone, seqpacket_pair};
+use crate::sys::socket::{Mode, is_crowded, is_full, is_gone, seqpacket_pair};
 use crate::sys::{self, AsFd, Fd};
 use crate::task::{Reports, TaskId};
 use crate::util::lock;
@@ -76,6 +77,7 @@ pub(super) fn channel(parent_bell: &Arc<Fd>) -> io::Result<(Link, Replies, Setup
         socket: socket.clone(),
         bell: bell.clone(),
         head: Vec::new(),
+        crowd: Crowd::default(),
     };
     let replies = Replies {
         replies: Consumer::new(memory.clone(), REPLIES),
@@ -96,6 +98,30 @@ pub(super) struct Link {
     socket: Arc<Fd>,
     bell: Arc<Fd>,
     head: Vec<u8>,
+    crowd: Crowd,
+}
+
+/// For how long the kernel has refused to take descriptors, as too many of the user's are in flight:
+/// those come down when others read what was sent to them, which may be never.
+#[derive(Debug, Default)]
+struct Crowd {
+    since: u64,
+    last: u64,
+}
+
+impl Crowd {
+    /// A refusal that comes so long after the last one is another story.
+    const PAUSE: u64 = 1_000_000_000;
+    const PATIENCE: u64 = 5_000_000_000;
+
+    /// Notes a refusal, and says whether there were enough.
+    fn is_too_long(&mut self, now: u64) -> bool {
+        if now.saturating_sub(self.last) > Self::PAUSE {
+            self.since = now;
+        }
+        self.last = now;
+        now.saturating_sub(self.since) >= Self::PATIENCE
+    }
 }
 
 impl Link {
@@ -124,6 +150,12 @@ impl Link {
         }
         // Before the run can be seen.
         if let Err(error) = run.body.send_parcel(self.socket.as_fd(), Tag { seq, index: 0 }, Mode::Try) {
+            if is_crowded(&error) && self.crowd.is_too_long(sys::fd::monotonic_ns()) {
+                return Sent::Impossible(NotStarted::Unencodable(serde::ser::Error::custom(
+                    "too many open files of this user are on their way between processes and were not \
+                     received (more than RLIMIT_NOFILE allows)",
+                )));
+            }
             // Gone is a worker that has just died, and its death takes care of what it held.
             if is_full(&error) || is_gone(&error) {
                 return Sent::NoRoom;
@@ -286,6 +318,9 @@ struct Writer {
 
 /// A worker that still has work in hand rings its parent no more often than this.
 const RING_EVERY: u64 = 100_000;
+/// How long a reply waits before it is tried again, for want of what nobody tells of: memory, or
+/// descriptors in flight.
+const SHORTAGE: Duration = Duration::from_millis(1);
 
 impl WorkerEnd {
     pub(super) fn new(setup: Setup) -> io::Result<Self> {
@@ -381,13 +416,17 @@ impl WorkerEnd {
         let outbox = &*self.outbox;
         let writer = &mut *lock(&outbox.writer);
         writer.reporting = None;
-        if let Err(error) = body.send_parcel(self.socket.as_fd(), tag, Mode::Try) {
-            if error.kind() != io::ErrorKind::WouldBlock {
+        let mut mode = Mode::Try;
+        while let Err(error) = body.send_parcel(self.socket.as_fd(), tag, mode) {
+            if !is_full(&error) {
                 return Err(error);
             }
             // The parent must hear of the replies whose parcels are in the way.
             outbox.ring(writer);
-            body.send_parcel(self.socket.as_fd(), tag, Mode::Wait)?;
+            if error.kind() != io::ErrorKind::WouldBlock {
+                std::thread::sleep(SHORTAGE);
+            }
+            mode = Mode::Wait;
         }
         let head = Reply::head(kind, tag, body);
         debug_assert!(payload.len() <= INLINE);
@@ -464,4 +503,20 @@ impl Reports for Outbox {
 
 fn corrupt(error: Corrupt) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_crowd_is_waited_out_for_a_while_each_time() {
+        let step = Crowd::PAUSE;
+        let mut crowd = Crowd::default();
+        for begin in [1_000 * step, 2_000 * step] {
+            let tries = Crowd::PATIENCE / step;
+            assert!((0..tries).all(|n| !crowd.is_too_long(begin + n * step)));
+            assert!(crowd.is_too_long(begin + tries * step));
+        }
+    }
 }

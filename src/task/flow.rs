@@ -344,6 +344,22 @@ enum Step<E> {
     Gone,
 }
 
+/// Waits until somebody begins to read the flow that is to come; false if nobody will. Until then
+/// nothing is in the socket that counts: values beside which descriptors go, which are large ones too,
+/// count against a limit that all processes of a user share.
+pub(crate) async fn is_wanted(socket: &Registered) -> bool {
+    // No values: the reader takes it, and goes on to the first packet that has some.
+    let opening = [ITEMS | FIRST];
+    if socket::send(socket.as_fd(), &[IoSlice::new(&opening)], &[], Mode::Try).is_err() {
+        return false;
+    }
+    while socket::has_unread(socket.as_fd()) {
+        socket.write_edge().await;
+    }
+    let silence = socket::next_len(socket.as_fd(), Mode::Try);
+    silence.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
+}
+
 /// Sends together what is ready together. That nobody reads it ends it as well, also while it waits.
 pub(crate) async fn pour<T: Serialize, E>(
     items: impl Stream<Item = Result<T, E>>,

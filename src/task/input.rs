@@ -20,8 +20,8 @@ use crate::sys::socket::seqpacket_pair;
 /// A stream of values that a task reads while it runs: an argument, or a part of one.
 ///
 /// The caller makes one [of a stream](Self::new); the task has a `Stream`, or in sync code a
-/// blocking iterator, of the same values. They come with back-pressure: some hundred KiB wait in a
-/// socket, and after that the caller's stream is not polled.
+/// blocking iterator, of the same values. They come with back-pressure: the caller's stream is not
+/// polled before the task begins to read, and later not while some hundred KiB wait in a socket.
 ///
 /// ```
 /// use futures::stream;
@@ -57,7 +57,7 @@ pub struct Input<T> {
 }
 
 impl<T: Message> Input<T> {
-    /// Has a task on the current runtime read `values` and send them on, from now on.
+    /// Has a task on the current runtime read `values` and send them on, from when they are asked for.
     ///
     /// # Errors
     /// When no descriptor is left.
@@ -68,6 +68,9 @@ impl<T: Message> Input<T> {
         let (socket, theirs) = seqpacket_pair()?;
         let socket = Registered::new(socket, Interest::READABLE | Interest::WRITABLE)?;
         tokio::spawn(async move {
+            if !flow::is_wanted(&socket).await {
+                return;
+            }
             let values = values.map(Ok::<T, std::convert::Infallible>);
             let why = match flow::pour(values, &socket, Peer::AnyBuild).await {
                 Ok(()) => return,

@@ -38,6 +38,13 @@ pub(crate) fn is_lost() -> bool {
     STATE.with_borrow(|slot| matches!(slot, Slot::Lost))
 }
 
+/// Whether a type is what a function returns that may fail or is async, and hardly meant as a state.
+fn is_unfinished(name: &str) -> bool {
+    name.starts_with("core::result::Result<")
+        || name.ends_with("{{closure}}")
+        || name.contains("dyn core::future::future::Future<")
+}
+
 /// The state, out of its place until this is dropped.
 pub(crate) struct Taken<S: 'static>(Option<Box<S>>);
 
@@ -47,7 +54,12 @@ pub(crate) fn take<S: 'static>() -> Result<Taken<S>, String> {
     STATE.with_borrow_mut(|slot| match std::mem::replace(slot, Slot::Taken) {
         Slot::Here { value, name } => value.downcast().map(|state| Taken(Some(state))).map_err(|value| {
             *slot = Slot::Here { value, name };
-            format!("the task wants a `{wanted}`, and the state is a `{name}`")
+            let hint = if is_unfinished(name) {
+                ": for a load that may fail, or waits, use `try_state`"
+            } else {
+                ""
+            };
+            format!("the task wants a `{wanted}`, and the state is a `{name}`{hint}")
         }),
         other => {
             let why = match other {

@@ -216,7 +216,9 @@ impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
 
     /// Does what time has brought. What workers had published must have been taken just before.
     pub(super) fn tick(&mut self, now: u64) {
-        self.retry_at.take_if(|at| *at <= now);
+        if self.retry_at.take_if(|at| *at <= now).is_some() {
+            self.workers.iter_mut().for_each(Worker::may_have_room);
+        }
         for index in 0..self.workers.len() {
             let worker = &mut self.workers[index];
             let overdue = worker.deadline().is_some_and(|deadline| deadline <= now);

@@ -451,6 +451,22 @@ fn play(acts: Vec<Act>, mut play: Play, terminate: bool) {
     assert_eq!((stats.failed, stats.waiting), ((all - values - unrun) as u64, 0));
 }
 
+/// A reply that says so may never come: what is missing may be others' to give back.
+#[test]
+fn a_worker_without_room_is_tried_again_in_time() {
+    let mut play = Play::started(1);
+    let wire = play.workers[&0].clone();
+    wire.0.borrow_mut().room = false;
+    play.submit(&ask(0, None, 0), 1);
+    for room in [false, true] {
+        assert!(wire.0.borrow().inbox.is_empty());
+        wire.0.borrow_mut().room = room;
+        play.now = play.scheduler.next_deadline().expect("another try");
+        play.scheduler.tick(play.now);
+    }
+    assert_eq!(wire.0.borrow().inbox.len(), 1);
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 

@@ -92,7 +92,7 @@ pub(super) struct Worker<J, L> {
     /// All that it held was taken back, as it had begun nothing of it: it gets no more before it
     /// shows life.
     silent: bool,
-    /// It had no room for a run; a reply may change that.
+    /// It had no room for a run; a reply or mere time may change that.
     full: bool,
     /// How long it takes for an item, on average, in nanoseconds.
     item_time: Option<u64>,
@@ -223,6 +223,11 @@ impl<J: Ticket, L: Lane<J>> Worker<J, L> {
             self.since = now;
         }
         rest
+    }
+
+    /// What it had no room for may be tried again.
+    pub(super) fn may_have_room(&mut self) {
+        self.full = false;
     }
 
     /// It says that it takes runs.

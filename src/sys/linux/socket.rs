@@ -109,6 +109,21 @@ pub(crate) fn is_full(error: &io::Error) -> bool {
     matches!(error.raw_os_error(), Some(libc::EAGAIN | libc::ENOBUFS | libc::ENOMEM | libc::ETOOMANYREFS))
 }
 
+/// Whether the peer has not received all that was sent to it; false as well if it is gone, or where
+/// the kernel does not tell. The socket is reported as writable when that changes.
+pub(crate) fn has_unread(fd: BorrowedFd) -> bool {
+    let mut held: libc::c_int = 0;
+    // SAFETY: this request writes one `int`, which `held` is room for; the descriptor is open.
+    let result = unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCOUTQ, &raw mut held) };
+    // A message counts as much more than its bytes, and its last byte goes after the report.
+    result == 0 && held > 1
+}
+
+/// Whether a send failed as too many of the user's descriptors are in flight.
+pub(crate) fn is_crowded(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ETOOMANYREFS)
+}
+
 /// Whether this number is a socket of the kind that [`seqpacket_pair`] makes.
 pub(crate) fn is_seqpacket(fd: RawFd) -> bool {
     let mut kind: libc::c_int = 0;
@@ -285,6 +300,19 @@ mod tests {
             }
         };
         assert_eq!(error.kind(), io::ErrorKind::WouldBlock);
+    }
+
+    #[test]
+    fn what_the_peer_has_not_received_is_known() {
+        let (a, b) = seqpacket_pair().unwrap();
+        assert!(!has_unread(a.as_fd()));
+        send_bytes(&a, b"x").unwrap();
+        assert!(has_unread(a.as_fd()));
+        recv_into(&b, &mut [0; 8]).unwrap();
+        assert!(!has_unread(a.as_fd()));
+        send_bytes(&a, b"x").unwrap();
+        drop(b);
+        assert!(!has_unread(a.as_fd()));
     }
 
     #[test]

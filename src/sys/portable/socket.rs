@@ -30,6 +30,12 @@ pub(crate) fn is_gone(_: &io::Error) -> bool {
 pub(crate) fn is_full(_: &io::Error) -> bool {
     false
 }
+pub(crate) fn has_unread(_: BorrowedFd<'_>) -> bool {
+    false
+}
+pub(crate) fn is_crowded(_: &io::Error) -> bool {
+    false
+}
 pub(crate) fn is_seqpacket(_: RawFd) -> bool {
     false
 }
