@@ -30,7 +30,7 @@
 //! [`PoolBuilder::in_process`](crate::PoolBuilder::in_process).
 
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -83,10 +83,38 @@ pub struct Faults {
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
 struct Rule {
-    /// A part of the task's name.
+    /// The task's name, or its last segments; all if it is empty.
     task: String,
     when: When,
     fault: Fault,
+}
+
+impl Rule {
+    fn means(&self, name: &str) -> bool {
+        let is_end_of = |name: &str| {
+            name.strip_suffix(&self.task).is_some_and(|path| path.is_empty() || path.ends_with("::"))
+        };
+        self.task.is_empty() || is_end_of(name) || is_end_of(without_types(name))
+    }
+}
+
+/// The name of a generic function without what it was given for its parameters.
+fn without_types(name: &str) -> &str {
+    if !name.ends_with('>') {
+        return name;
+    }
+    let mut open = 0;
+    for (at, byte) in name.bytes().enumerate().rev() {
+        match byte {
+            b'>' if !name[..at].ends_with('-') => open += 1,
+            b'<' => open -= 1,
+            _ => {}
+        }
+        if open == 0 {
+            return &name[..at];
+        }
+    }
+    name
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -120,19 +148,22 @@ impl Faults {
         Self::default()
     }
 
-    /// The `nth` item, counted from 1, of the tasks whose name contains `task`. The name is that of
-    /// the function with its path, as errors tell it; an empty `task` means all.
+    /// The `nth` item, counted from 1, of the tasks of that name, which is the function's with as much
+    /// of its path before it as you like: `infer` means `app::work::infer` and `app::infer::<T>`, not
+    /// `app::inference`, and `work::{{closure}}` the closures in `work`. An empty `task` means all.
+    ///
+    /// When the pool ends without so many items, that is logged as a warning: the name may be wrong.
     pub fn on(self, task: impl Into<String>, nth: u64, fault: Fault) -> Self {
         self.rule(task, When::Nth(nth), fault)
     }
 
-    /// Every item of the tasks whose name contains `task`.
+    /// Every item of the tasks of that name: see [`on`](Self::on).
     pub fn always(self, task: impl Into<String>, fault: Fault) -> Self {
         self.rule(task, When::Always, fault)
     }
 
-    /// About one item in `one_in` of the tasks whose name contains `task`: which numbers they have is
-    /// decided by the seed. None if `one_in` is 0.
+    /// About one item in `one_in` of the tasks of that name (see [`on`](Self::on)): which numbers they
+    /// have is decided by the seed. None if `one_in` is 0.
     pub fn random(self, task: impl Into<String>, seed: u64, one_in: u64, fault: Fault) -> Self {
         self.rule(task, When::Random { seed, one_in }, fault)
     }
@@ -156,6 +187,16 @@ impl Plan {
         memory::seal_fixed_size(counts.as_fd())?;
         Ok(Self { rules: faults.rules, counts: Handle::new(counts) })
     }
+
+    /// Says, at the pool's end, which rules had no item to meet.
+    pub(crate) fn warn_of_unmet(&self) {
+        let Ok(injector) = Injector::new(self.clone()) else { return };
+        for (Rule { task, fault, .. }, nth, items) in injector.unmet() {
+            crate::log::warn(format_args!(
+                "no item {nth} of tasks called {task:?} met {fault:?}: there were {items} of them"
+            ));
+        }
+    }
 }
 
 /// A rule's count in the memory, in bytes.
@@ -176,14 +217,27 @@ impl Injector {
     /// What the next item of a task is to meet.
     pub(crate) fn draw(&self, task: &str) -> Option<Fault> {
         let mut drawn = None;
-        for (index, rule) in self.rules.iter().enumerate().filter(|(_, rule)| task.contains(&rule.task)) {
+        for (index, rule) in self.rules.iter().enumerate().filter(|(_, rule)| rule.means(task)) {
             // Also behind the rule that has its way: each counts for itself.
-            let number = self.counts.atomic_u64(COUNT * index).fetch_add(1, Ordering::Relaxed) + 1;
+            let number = self.count(index).fetch_add(1, Ordering::Relaxed) + 1;
             if rule.when.is_now(number) {
                 drawn.get_or_insert(rule.fault);
             }
         }
         drawn
+    }
+
+    fn count(&self, rule: usize) -> &AtomicU64 {
+        self.counts.atomic_u64(COUNT * rule)
+    }
+
+    /// The rules for an item that there was not, with its number and how many items there were.
+    fn unmet(&self) -> impl Iterator<Item = (&Rule, u64, u64)> {
+        self.rules.iter().enumerate().filter_map(|(index, rule)| {
+            let When::Nth(nth) = rule.when else { return None };
+            let items = self.count(index).load(Ordering::Relaxed);
+            (items < nth).then_some((rule, nth, items))
+        })
     }
 }
 
@@ -206,6 +260,33 @@ mod tests {
         assert_eq!(one.draw("b"), Some(Fault::Stall));
         assert_eq!(two.draw("a"), Some(Fault::Garble));
         assert_eq!([one.draw("a"), one.draw("b"), two.draw("c")], [None; 3]);
+    }
+
+    #[test]
+    fn a_task_is_named_by_the_end_of_its_path() {
+        let means = |task: &str, name| {
+            Rule { task: task.to_owned(), when: When::Always, fault: Fault::Hang }.means(name)
+        };
+        for name in ["app::work::infer", "app::infer<alloc::vec::Vec<u8>>", "infer<fn(u8) -> u8>", "infer"] {
+            assert!(means("infer", name) && means("", name), "{name}");
+        }
+        assert!(means("work::infer", "app::work::infer") && means("infer<u8>", "app::infer<u8>"));
+        assert!(means("work::{{closure}}", "app::work::{{closure}}"));
+        for name in
+            ["app::inference", "app::re_infer", "infer::other", "app::infer::{{closure}}", "f<app::infer>"]
+        {
+            assert!(!means("infer", name), "{name}");
+        }
+    }
+
+    #[test]
+    fn rules_without_an_item_to_meet_are_known() {
+        let faults = Faults::new().on("a", 1, Fault::Hang).on("a", 3, Fault::Hang).on("c", 1, Fault::Hang);
+        let [one, two] = injectors(faults.always("d", Fault::Hang));
+        one.draw("a");
+        two.draw("a");
+        let unmet: Vec<_> = one.unmet().map(|(rule, nth, items)| (rule.task.as_str(), nth, items)).collect();
+        assert_eq!(unmet, [("a", 3, 2), ("c", 1, 0)]);
     }
 
     #[test]

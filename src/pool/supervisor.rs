@@ -316,6 +316,7 @@ impl Drop for Supervisor {
     /// Also when the runtime ends under the pool: then nobody may be left waiting.
     fn drop(&mut self) {
         drop(self.shared.with(|scheduler, _| scheduler.abandon()));
+        self.recipe.faults.iter().for_each(Plan::warn_of_unmet);
         self.shared.status.send_modify(|status| {
             status.ready = 0;
             status.done = true;
