@@ -8,11 +8,10 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use futures_core::Stream;
-use hdrhistogram::Histogram;
 use tokio::io::Interest;
 
 use super::health::Health;
-use super::scheduler::Times;
+use super::scheduler::{Distribution, Times};
 use super::shared::Shared;
 use crate::sys::reactor::Registered;
 use crate::sys::{self, AsFd, Fd};
@@ -139,10 +138,13 @@ pub struct Quantiles {
     pub p99: Duration,
     /// None took longer.
     pub max: Duration,
+    /// All took together, exactly: with `count` what a Prometheus summary has.
+    pub sum: Duration,
 }
 
-impl From<&Histogram<u64>> for Quantiles {
-    fn from(times: &Histogram<u64>) -> Self {
+impl From<&Distribution> for Quantiles {
+    fn from(Distribution { histogram: times, sum }: &Distribution) -> Self {
+        const SECOND: u128 = 1_000_000_000;
         let at = |quantile| Duration::from_nanos(times.value_at_quantile(quantile));
         Self {
             count: times.len(),
@@ -150,6 +152,7 @@ impl From<&Histogram<u64>> for Quantiles {
             p90: at(0.9),
             p99: at(0.99),
             max: Duration::from_nanos(times.max()),
+            sum: Duration::new((sum / SECOND) as u64, (sum % SECOND) as u32),
         }
     }
 }

@@ -17,26 +17,47 @@ const LONGEST: u64 = 7 * 24 * 3600 * 1_000_000_000;
 /// In decimal digits: times are off by a hundredth at most.
 const PRECISION: u8 = 2;
 
-/// How long items waited and how long they ran, in nanoseconds.
+/// Times of items, in nanoseconds.
+#[derive(Clone, Debug)]
+pub(in crate::pool) struct Distribution {
+    pub(in crate::pool) histogram: Histogram<u64>,
+    pub(in crate::pool) sum: u128,
+}
+
+impl Distribution {
+    fn new() -> Self {
+        let histogram =
+            Histogram::new_with_bounds(SHORTEST, LONGEST, PRECISION).expect("bounds that are far apart");
+        Self { histogram, sum: 0 }
+    }
+
+    fn record(&mut self, time: u64, items: u64) {
+        self.histogram.saturating_record_n(time, items);
+        self.sum += u128::from(time) * u128::from(items);
+    }
+
+    fn subtract(&mut self, before: &Self) {
+        self.histogram.subtract(&before.histogram).expect("what came later has all that there was before");
+        self.sum -= before.sum;
+    }
+}
+
+/// How long items waited and how long they ran.
 #[derive(Clone, Debug)]
 pub(in crate::pool) struct Times {
-    pub(in crate::pool) wait: Histogram<u64>,
-    pub(in crate::pool) run: Histogram<u64>,
+    pub(in crate::pool) wait: Distribution,
+    pub(in crate::pool) run: Distribution,
 }
 
 impl Times {
     fn new() -> Self {
-        let histogram =
-            || Histogram::new_with_bounds(SHORTEST, LONGEST, PRECISION).expect("bounds that are far apart");
-        Self { wait: histogram(), run: histogram() }
+        Self { wait: Distribution::new(), run: Distribution::new() }
     }
 
     /// Takes off what was counted up to an earlier time.
     pub(in crate::pool) fn since(mut self, before: &Self) -> Self {
-        let pairs = [(&mut self.wait, &before.wait), (&mut self.run, &before.run)];
-        for (now, before) in pairs {
-            now.subtract(before).expect("what came later has all that there was before");
-        }
+        self.wait.subtract(&before.wait);
+        self.run.subtract(&before.run);
         self
     }
 }
@@ -90,11 +111,11 @@ impl Counts {
     }
 
     pub(super) fn waited(&mut self, time: u64, items: u64) {
-        self.times.wait.saturating_record_n(time, items);
+        self.times.wait.record(time, items);
     }
 
     pub(super) fn ran(&mut self, time: u64, items: u64) {
-        self.times.run.saturating_record_n(time, items);
+        self.times.run.record(time, items);
     }
 
     /// A worker could not be started.

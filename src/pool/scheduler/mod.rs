@@ -19,7 +19,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use self::counts::Counts;
-pub(super) use self::counts::Times;
+pub(super) use self::counts::{Distribution, Times};
 pub(super) use self::lane::{Death, Delivered, Delivery, Effects, Lane, Lost, Sample, Sent};
 use self::quarantine::Quarantine;
 pub(super) use self::queue::Class;

@@ -34,6 +34,7 @@ fn waiting_and_running_are_told_apart_and_timed() {
         |time: Duration, ms: u64| time.as_nanos().abs_diff((ms * MS).into()) <= u128::from(ms * MS / 50);
     assert!(wait.count == 3 && near(wait.p50, 100) && near(wait.max, 200), "{wait:?}");
     assert!(run.count == 3 && near(run.p50, 100) && near(run.p99, 100), "{run:?}");
+    assert_eq!((wait.sum, run.sum), (Duration::from_millis(300), Duration::from_millis(300)));
     // What was before does not count twice.
     play.submit(&ask(3, None, 0), 1);
     play.settle();
@@ -74,7 +75,7 @@ fn each_end_has_its_cause() {
     play.die(id);
     let (stats, times) = play.scheduler.stats(play.now);
     assert_eq!((stats.ends.timed_out, stats.failed), (1, 1));
-    assert_eq!(times.run.max() / MS, 2, "how long it ran counts although it was killed");
+    assert_eq!(times.run.histogram.max() / MS, 2, "how long it ran counts although it was killed");
     // It was aborted.
     let aborted = ask(3, None, 0);
     play.submit(&aborted, 1);
