@@ -233,7 +233,8 @@ pub enum TaskError {
     /// It did not begin.
     #[error("{what}{0}", what = .0.what())]
     NotStarted(NotStarted),
-    /// It panicked. The worker lives on.
+    /// It panicked. The worker lives on, unless the task had the pool's
+    /// [state](crate::PoolBuilder::state) in its hands.
     #[error("{0}")]
     Panicked(RemotePanic),
     /// It returned an error.
