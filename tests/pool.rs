@@ -1149,3 +1149,20 @@ fn futures_are_send_sync_unpin_and_static() {
         check_value(pool.map_stream(|cell: Value| cell, stream::iter([Value::new(1)])));
     });
 }
+
+#[test]
+fn a_pool_has_defaults_that_calls_override() {
+    run(60, async {
+        let builder = || Pool::builder().processes(1);
+        let hasty = builder().timeout(Duration::from_millis(50)).build().await.unwrap();
+        assert!(matches!(hasty.apply(endless, (1,)).await, Err(TaskError::TimedOut)));
+        assert!(matches!(hasty.map(endless, [1]).await, Err(TaskError::TimedOut)));
+        let longer = || std::thread::sleep(Duration::from_millis(200));
+        hasty.apply(longer, ()).timeout(Duration::MAX).await.unwrap();
+
+        let tidy = builder().kill_on_drop().build().await.unwrap();
+        drop(tidy.apply(endless, (1,)).submit());
+        // There is one worker only, which would never come to this.
+        tidy.apply(|| (), ()).await.unwrap();
+    });
+}

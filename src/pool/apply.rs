@@ -127,7 +127,7 @@ impl<R> Apply<R> {
 impl<R: Message> Idle<R> {
     fn start(self, permitted: bool) -> AsyncResult<R> {
         let spec = self.options.spec(&self.call);
-        let kill_on_drop = self.options.kill_on_drop;
+        let kill_on_drop = self.options.kills_on_drop(&self.call);
         let job = Arc::new(ApplyJob { spec, slot: Slot::new(self.options.into_callbacks()) });
         self.owner.shared().submit_single(job.clone(), self.args, permitted);
         AsyncResult::new(job, self.owner, kill_on_drop)

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::Pool;
-use super::call::{Call, Options};
+use super::call::{Call, Defaults, Options};
 use super::feed::{Piece, single};
 use super::output::Output;
 use super::scheduler::{Scheduler, Size, Spec};
@@ -36,7 +36,9 @@ pub struct PoolBuilder {
     state: Option<Result<Prepared, TaskError>>,
     start_timeout: Option<Duration>,
     max_tasks: Option<usize>,
+    timeout: Option<Duration>,
     memory_limit: Option<u64>,
+    kill_on_drop: bool,
     max_memory: Option<u64>,
     min_processes: Option<usize>,
     idle_timeout: Option<Duration>,
@@ -158,6 +160,20 @@ impl PoolBuilder {
         self
     }
 
+    /// How long each item of a call may run that has no [`timeout`](super::Apply::timeout) of its own.
+    /// [`Duration::MAX`] in a call is as good as none.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Has all calls [killed when they are dropped](super::Apply::kill_on_drop) before their end, also
+    /// those that were submitted and whose result nobody keeps.
+    pub fn kill_on_drop(mut self) -> Self {
+        self.kill_on_drop = true;
+        self
+    }
+
     /// How much more memory a worker and the processes that it has started may come to hold, in
     /// bytes, while it runs a task, than when the task began: for calls that have no limit of their
     /// own. At more they are killed, and the error is [`TaskError::MemoryLimit`].
@@ -235,7 +251,9 @@ impl PoolBuilder {
     }
 
     /// How many tasks may wait for a worker, at least one; a chunk counts as one. Who awaits a call
-    /// beyond that waits until there is room. Calls that are submitted do not wait for it.
+    /// beyond that waits until there is room, and is no part of
+    /// [`Stats::waiting`](super::Stats::waiting) before. Calls that are submitted do not wait for it. By
+    /// default there is no limit: calls wait in this process's memory, however many they are.
     pub fn max_pending(mut self, tasks: usize) -> Self {
         self.max_pending = Some(tasks);
         self
@@ -373,7 +391,7 @@ impl PoolBuilder {
             timer.try_clone()?,
             processes,
             max_pending,
-            memory_limit,
+            Defaults { timeout: self.timeout, memory_limit, kill_on_drop: self.kill_on_drop },
             peer(),
             self.name.unwrap_or_else(|| "PoolWorker".to_owned()),
         ));
@@ -418,7 +436,7 @@ fn prepare<A: Message>(
         .map_err(|error| TaskError::NotStarted(NotStarted::Unencodable(error)))?;
     match single(buffer, attachments) {
         Piece::Run { body, .. } => {
-            Ok((what, Options::<()>::default().spec(&Call::new(0, entry, peer(), None)), body))
+            Ok((what, Options::<()>::default().spec(&Call::new(0, entry, peer(), Defaults::default())), body))
         }
         Piece::Refused(error) => Err(error),
     }

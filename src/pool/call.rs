@@ -19,20 +19,22 @@ pub(super) struct Call {
     id: u64,
     function: Result<FnId, String>,
     name: &'static str,
-    /// The pool's, for calls that have none of their own.
-    memory_limit: Option<u64>,
+    defaults: Defaults,
+}
+
+/// What holds for a pool's calls that do not say otherwise.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Defaults {
+    pub(super) timeout: Option<Duration>,
+    pub(super) memory_limit: Option<u64>,
+    pub(super) kill_on_drop: bool,
 }
 
 impl Call {
     /// `id` is the number of the job to be.
-    pub(super) fn new(
-        id: u64,
-        entry: &'static Entry<TaskCode>,
-        peer: Peer,
-        memory_limit: Option<u64>,
-    ) -> Self {
+    pub(super) fn new(id: u64, entry: &'static Entry<TaskCode>, peer: Peer, defaults: Defaults) -> Self {
         let function = FnId::of(entry, Some(peer)).map_err(|error: StartError| error.to_string());
-        Self { id, function, name: (entry.name)(), memory_limit }
+        Self { id, function, name: (entry.name)(), defaults }
     }
 }
 
@@ -170,17 +172,19 @@ impl<R> Options<R> {
         self.callbacks.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn kills_on_drop(&self, call: &Call) -> bool {
+        self.kill_on_drop || call.defaults.kill_on_drop
+    }
+
     pub(super) fn spec(&self, call: &Call) -> Spec {
-        let Call { id, function, name, memory_limit } = call.clone();
-        let Self { timeout, retries, .. } = *self;
-        let memory_limit = self.memory_limit.or(memory_limit);
+        let Call { id, function, name, defaults } = call.clone();
         Spec {
             id,
             function,
             name,
-            timeout,
-            memory_limit,
-            retries,
+            timeout: self.timeout.or(defaults.timeout),
+            memory_limit: self.memory_limit.or(defaults.memory_limit),
+            retries: self.retries,
             class: self.class.clone(),
             progress: self.progress.clone(),
         }

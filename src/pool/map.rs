@@ -273,7 +273,7 @@ impl<R: Message> Idle<R> {
             fed: 0,
             abandoned: false,
         };
-        let kill_on_drop = self.options.kill_on_drop;
+        let kill_on_drop = self.options.kills_on_drop(&self.call);
         let slot = Slot::new(self.options.into_callbacks());
         let job = Arc::new(MapJob { spec, slot, state: Mutex::new(progress) });
         let feeder = match Feeder::new(job.clone(), self.owner.clone(), self.feed, None) {

@@ -383,7 +383,7 @@ impl Pool {
 
     fn call(&self, entry: &'static Entry<TaskCode>) -> Call {
         let shared = self.owner.shared();
-        Call::new(shared.next_job(), entry, self.peer(), shared.memory_limit)
+        Call::new(shared.next_job(), entry, self.peer(), shared.defaults)
     }
 
     fn single<A: serde::Serialize>(&self, args: &A) -> Piece {

@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, Semaphore, watch};
 
+use super::call::Defaults;
 use super::channel::Attached;
 use super::feed::Piece;
 use super::scheduler::{Effects, Phase, Run, Scheduler, Spec, Ticket};
@@ -87,8 +88,7 @@ pub(super) struct Shared {
     /// How many jobs there were.
     jobs: AtomicU64,
     room: Option<Arc<Semaphore>>,
-    /// Of calls that have none of their own.
-    pub(super) memory_limit: Option<u64>,
+    pub(super) defaults: Defaults,
     /// Who reads what is sent.
     pub(super) peer: Peer,
     /// What its workers' names begin with.
@@ -101,7 +101,7 @@ impl Shared {
         timer: Fd,
         processes: usize,
         max_pending: Option<usize>,
-        memory_limit: Option<u64>,
+        defaults: Defaults,
         peer: Peer,
         name: String,
     ) -> Self {
@@ -116,7 +116,7 @@ impl Shared {
             processes: AtomicUsize::new(processes),
             jobs: AtomicU64::new(0),
             room: max_pending.map(|max| Arc::new(Semaphore::new(max))),
-            memory_limit,
+            defaults,
             peer,
             name,
         }

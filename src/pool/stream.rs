@@ -191,7 +191,7 @@ impl<R: Message> Idle<R> {
         State::Running(Box::new(Running {
             job,
             owner: owner.clone(),
-            kill_on_drop: self.options.kill_on_drop,
+            kill_on_drop: self.options.kills_on_drop(&self.call),
             feeder,
             end,
         }))
