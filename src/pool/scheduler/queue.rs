@@ -153,8 +153,9 @@ impl<J> Level<J> {
         let result = change(account);
         let after = (!account.runs.is_empty()).then(|| (account.time(), id));
         if before != after {
-            before.map(|entry| self.order.remove(&entry));
+            // In this order, since a set that becomes empty gives its memory back.
             self.order.extend(after);
+            before.map(|entry| self.order.remove(&entry));
         }
         result
     }
