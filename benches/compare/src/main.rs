@@ -1,6 +1,6 @@
 //! This crate beside procspawn, rayon, workers made by hand with `tokio::process`, and CPython:
 //! `cargo run --release` in this directory, with the names of what is to be compared, or all of it.
-//! `starts-of-large` wants `--features large` besides.
+//! `starts-of-large` wants a `cargo build --release --features large` first.
 //!
 //! All take turns, round by round. CPython's rounds are runs of `anchors.py`; without a `python3`
 //! they are left out. rayon's are on threads, and show what processes cost.

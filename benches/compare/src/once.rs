@@ -58,7 +58,7 @@ pub(crate) fn compare() {
     let small = std::env::current_exe().expect("this program");
     let large = small.with_file_name("large");
     if !large.exists() {
-        println!("\nno large program: build with `--features large`");
+        println!("\nno large program: `cargo build --release --features large` makes it");
         return;
     }
     for (size, program) in [("this program", &small), ("one of 200 MB", &large)] {
