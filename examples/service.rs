@@ -35,7 +35,7 @@ fn infer(model: &mut Model, input: u64) -> Result<u64, mp::Failure> {
             std::hint::spin_loop();
         },
         3 => loop {
-            model.weights.extend_from_within(..1_000);
+            model.weights.extend_from_within(..);
         },
         4 => Err(mp::Failure::msg("four is out of range")),
         n => Ok(model.weights.iter().sum::<u64>() % n.max(1)),
@@ -75,7 +75,7 @@ async fn answer(
     State(pool): State<mp::Pool>,
     Path((tenant, input)): Path<(String, u64)>,
 ) -> Result<String, Refusal> {
-    let call = pool.apply(infer, (input,)).key(tenant).timeout(Duration::from_millis(500));
+    let call = pool.apply(infer, (input,)).key(tenant).timeout(Duration::from_secs(1));
     // axum drops the handler when its client leaves: so ends the task.
     Ok(call.memory_limit(256 << 20).kill_on_drop().await?.to_string())
 }
