@@ -172,6 +172,7 @@ async fn rage(builder: mp::PoolBuilder, seeds: [u64; 2]) -> (f64, f64) {
     let (stop, had) = (AtomicBool::new(false), AtomicU64::new(0));
     let (alone, ()) = tokio::join!(for_a_phase(&stop, &had), good_tenant(&pool, &stop, &had));
 
+    let resident_before = resident();
     let (stop, had) = (AtomicBool::new(false), AtomicU64::new(0));
     let (beside, (), one, two) = tokio::join!(
         for_a_phase(&stop, &had),
@@ -195,7 +196,18 @@ async fn rage(builder: mp::PoolBuilder, seeds: [u64; 2]) -> (f64, f64) {
     pool.join().await.unwrap();
     eventually("escaped processes are gone", || processes_with(&mark).is_empty()).await;
     assert_eq!(groups_left(), Vec::<std::path::PathBuf>::new());
+    // Not one of the large results, of which there were many.
+    let grown = resident().saturating_sub(resident_before);
+    eprintln!("{} KiB more in memory", grown >> 10);
+    assert!(grown < LARGE, "{grown} bytes more in memory");
     (alone, beside)
+}
+
+/// Bytes of this process that are in memory.
+fn resident() -> usize {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    line.trim().trim_end_matches(" kB").parse::<usize>().unwrap() << 10
 }
 
 /// Control groups of this process's workers.
