@@ -8,6 +8,7 @@ mod support;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
+use nix::sys::ptrace;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::waitpid;
 use nix::unistd::{ForkResult, Pid, fork, pause, setsid};
@@ -217,6 +218,33 @@ fn they_die_though_their_guardian_was_stopped() {
             }
             assert_eq!(caller.hear().await, None);
         }
+    });
+}
+
+/// Continued it is not then: it stands still for whoever traces it.
+#[test]
+fn a_guardian_that_a_debugger_holds() {
+    run(90, async {
+        let pool = pool(mp::Context::default(), 1).await;
+        let worker = pool.apply(|| std::process::id() as i32, ()).await.unwrap();
+        let guardian = guardian_of(worker);
+        let (let_go, held) = std::sync::mpsc::channel::<()>();
+        // Only the thread that traces may do anything with what it traces.
+        let debugger = std::thread::spawn(move || {
+            let guardian = Pid::from_raw(guardian);
+            ptrace::seize(guardian, ptrace::Options::empty()).unwrap();
+            ptrace::interrupt(guardian).unwrap();
+            let _ = held.recv();
+        });
+        eventually("it stands still", || Stat::of(guardian).is_some_and(|stat| stat.state == 't')).await;
+        kill_9(worker);
+        // Another one takes its place at once.
+        assert_ne!(pool.apply(|| std::process::id() as i32, ()).retries(1).await.unwrap(), worker);
+        pool.close();
+        pool.join().await.unwrap();
+        assert!(!runs(guardian));
+        drop(let_go);
+        debugger.join().unwrap();
     });
 }
 

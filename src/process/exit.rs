@@ -7,7 +7,7 @@ use std::sync::{Condvar, Mutex, Once, PoisonError};
 use std::time::Duration;
 
 use super::finalize::run_finalizers;
-use super::table;
+use super::{HELD_UP, table};
 use crate::control::{self, Report};
 use crate::sys::per_process::PerProcess;
 use crate::sys::socket::Mode;
@@ -78,9 +78,14 @@ fn run_exit_path() {
         // A worker takes no notice of SIGTERM, and its pool ends with this process.
         if entry.about.internal || !wait(entry, Some(GRACE)) {
             entry.child.kill_tree();
-            // Once more: a guardian may have been stopped since.
+            let mut looks = 0;
             while !wait(entry, Some(GRACE)) {
+                looks += 1;
+                // Once more: a guardian may have been stopped since.
                 entry.child.kill_tree();
+                if looks >= HELD_UP {
+                    let _ = entry.child.signal(sys::signal::KILL);
+                }
             }
         }
     }

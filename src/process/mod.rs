@@ -60,6 +60,10 @@ use crate::sys;
 /// How often a guardian is set going that may be stopped, as long as its end is all that is waited for.
 const LOOK: Duration = Duration::from_secs(1);
 
+/// After so many looks a guardian is killed: by itself it gives up long before, unless somebody holds
+/// it, as a debugger does.
+pub(crate) const HELD_UP: u32 = 10;
+
 /// What is said of a child when it is made.
 #[derive(Debug)]
 pub(crate) struct About {
@@ -275,15 +279,19 @@ impl Process {
     pub(crate) async fn exited(&self) -> Result<()> {
         if self.child.is_guardian() {
             // A worker that cannot be killed outlives its guardian. Without pidfds its end is not seen.
-            if let Some(ward) = self.child.ward() {
+            let ward = self.child.ward();
+            if let Some(ward) = ward {
                 tokio::select! {
                     ended = reactor::readable(ward) => ended?,
                     ended = reactor::readable(self.child.exit()) => ended?,
                 }
             }
             let _ = self.child.signal(sys::signal::CONT);
+            let mut looks = 0;
             while !reactor::readable_within(self.child.exit(), LOOK).await? {
-                let _ = self.child.signal(sys::signal::CONT);
+                looks += u32::from(ward.is_some());
+                let held_up = looks >= HELD_UP;
+                let _ = self.child.signal(if held_up { sys::signal::KILL } else { sys::signal::CONT });
             }
         }
         Ok(reactor::readable(self.child.exit()).await?)

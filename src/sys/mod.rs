@@ -1,7 +1,7 @@
 //! The only room with `unsafe` code: what the kernel and the linker offer, behind safe functions.
 //!
-//! Nothing here knows more of Tokio than how a descriptor is registered. `linux` is the face on which processes work; `portable` has just what
-//! the modules that exist everywhere need.
+//! Nothing here knows more of Tokio than how a descriptor is registered. `linux` is the face on which
+//! processes work; `portable` has just what the modules that exist everywhere need.
 #![allow(unsafe_code)]
 
 pub(crate) mod image;
