@@ -59,7 +59,7 @@ fn load() {
 }
 
 async fn load_async() {
-    tokio::time::sleep(std::time::Duration::from_millis(1)).await;
+    tokio::task::yield_now().await;
     LOADED.fetch_add(10, Ordering::SeqCst);
 }
 

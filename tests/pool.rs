@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use futures::stream::{self, StreamExt, TryStreamExt};
 use serde::{Deserialize, Serialize, Serializer};
-use support::{Notebook, note, noted, pass_gate, run, run_each};
+use support::{Notebook, eventually, note, pass_gate, run, run_each};
 use tokio_multiprocess as mp;
 use tokio_multiprocess::{Error, Failure, NotStarted, Pool, Ran, TaskError};
 
@@ -101,7 +101,7 @@ fn apply() {
 #[test]
 fn every_kind_of_function_is_a_task() {
     async fn later(x: u64) -> u64 {
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        tokio::task::yield_now().await;
         x + 1
     }
     async fn later_or_not(text: String) -> Result<i64, Failure> {
@@ -664,11 +664,8 @@ fn an_error_of_the_callers_own_type_comes_back_as_it_is() {
 fn map_runs_all_before_it_fails() {
     fn fail(notebook: String, late: bool) -> Result<(), Failure> {
         if late {
-            // Long after the other one's failure.
-            while noted(&notebook, "first") == 0 {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            std::thread::sleep(Duration::from_millis(200));
+            // Not before the pool knows of the other one's failure.
+            pass_gate(&notebook);
         }
         note(&notebook, if late { "last" } else { "first" });
         Err(Failure::msg(if late { "last " } else { "first " }.to_owned() + &"x".repeat(1 << 20)))
@@ -677,7 +674,11 @@ fn map_runs_all_before_it_fails() {
         let pool = pool(context, 2).await;
         let notebook = Notebook::new();
         let items = [(notebook.path(), true), (notebook.path(), false)];
-        let error = pool.starmap(fail, items).chunk_size(1).await.unwrap_err();
+        let failing = pool.starmap(fail, items).chunk_size(1).submit();
+        eventually("the first failure", || pool.stats().unwrap().failed == 1).await;
+        assert!(!failing.ready());
+        notebook.open_gate();
+        let error = failing.await.unwrap_err();
         assert_eq!(notebook.notes(), ["first", "last"]);
         // The first by position, not by time.
         let message = error.to_string();

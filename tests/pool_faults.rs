@@ -211,9 +211,9 @@ fn a_death_is_told_though_stderr_stays_open() {
 
 #[test]
 fn a_process_that_dies_after_its_task() {
-    fn die_later() {
-        std::thread::spawn(|| {
-            std::thread::sleep(Duration::from_millis(20));
+    fn die_later(notebook: String) {
+        std::thread::spawn(move || {
+            pass_gate(&notebook);
             std::process::exit(1);
         });
     }
@@ -221,7 +221,9 @@ fn a_process_that_dies_after_its_task() {
         let pool = pool(context, 1).await;
         for _ in 0..3 {
             let worker = pool.apply(pid, ()).await.unwrap();
-            pool.apply(die_later, ()).await.unwrap();
+            let notebook = Notebook::new();
+            pool.apply(die_later, (notebook.path(),)).await.unwrap();
+            notebook.open_gate();
             eventually("its end", || !runs(worker)).await;
             assert_eq!(pool.apply(square, (3,)).await.unwrap(), 9);
         }
@@ -259,7 +261,7 @@ fn every_kind_of_panic_keeps_the_worker() {
         assert_eq!(message(pool.apply(|| drop(Bomb), ())).await, "in drop");
         assert!(!message(pool.apply(|| -> () { std::panic::panic_any(7) }, ())).await.is_empty());
         let later = async || -> () {
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::task::yield_now().await;
             panic!("later");
         };
         assert_eq!(message(pool.apply(later, ())).await, "later");
