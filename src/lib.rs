@@ -1,8 +1,8 @@
 //! Process-based parallelism for Tokio: Python's `multiprocessing`, as objects that are awaited.
 //!
 //! Run a function in another process from async Rust. If it times out or crashes, it dies; with
-//! `kill_on_drop` also when its caller leaves. Your service does not. **The death of any process at any instant neither
-//! hangs, corrupts nor loses anything that belongs to the others.**
+//! `kill_on_drop` also when its caller leaves. Your service does not. **The death of any process at
+//! any instant neither hangs, corrupts nor loses anything that belongs to the others.**
 //!
 //! ```no_run
 //! use tokio_multiprocess as mp;

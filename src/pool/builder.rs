@@ -202,8 +202,8 @@ impl PoolBuilder {
     /// Replaces a worker by a fresh one once it holds more than so many bytes, at least one, of
     /// anonymous memory: what it has allocated, not what it has mapped of files. It is looked at
     /// between two tasks, at most once in a millisecond, so what a task needs only while it runs
-    /// does not count: that is [`memory_limit`](Self::memory_limit)'s. What the worker holds from the start does: with less than that each task gets
-    /// a worker of its own.
+    /// does not count: that is [`memory_limit`](Self::memory_limit)'s. What the worker holds from
+    /// the start does: with less than that each task gets a worker of its own.
     ///
     /// Without `/proc` in the worker nothing is looked at, and nothing in an
     /// [in-process](Self::in_process) pool.
@@ -316,9 +316,9 @@ impl PoolBuilder {
     }
 
     /// Whether workers that crash may leave core files, as far as this process may: then its own
-    /// limit is theirs (under `forkserver` the one that it had when the server started). By default they leave none, since writing one takes long, during which the
-    /// worker is not replaced, and shows what was in its memory. A task can raise its soft
-    /// `RLIMIT_CORE` again.
+    /// limit is theirs (under `forkserver` the one that it had when the server started). By default
+    /// they leave none, since writing one takes long, during which the worker is not replaced, and
+    /// shows what was in its memory. A task can raise its soft `RLIMIT_CORE` again.
     pub fn core_files(mut self, core_files: bool) -> Self {
         self.core_files = core_files;
         self

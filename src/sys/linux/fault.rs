@@ -39,8 +39,8 @@ thread_local! {
     static ALT_STACK: RefCell<Option<AltStack>> = const { RefCell::new(None) };
 }
 
-/// Reports SIGSEGV, SIGBUS, SIGILL and SIGFPE of any thread as one message on the socket `report_to`, which must
-/// stay open, before the process dies of the signal.
+/// Reports SIGSEGV, SIGBUS, SIGILL and SIGFPE of any thread as one message on the socket
+/// `report_to`, which must stay open, before the process dies of the signal.
 ///
 /// The message has 11 bytes: `F`; 1 for a stack overflow, 2 for another fault, 0 for one without an
 /// address; the signal; the address (64 bits, little-endian). Overflows are only seen on threads

@@ -1,6 +1,7 @@
 //! Whether the kernel, and what stands between it and this process, gives what this crate uses.
 //!
-//! Each probe changes nothing that outlasts it unless it says so, and is fast enough to be asked at every start.
+//! Each probe changes nothing that outlasts it unless it says so, and is fast enough to be asked at
+//! every start.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
