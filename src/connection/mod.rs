@@ -4,5 +4,7 @@
 //! [`AuthKey`](crate::AuthKey) before anything else is read from it.
 
 pub mod auth;
+#[allow(dead_code, unused_imports, reason = "readers come next")]
+pub(crate) mod wait;
 
 pub use auth::AuthError;
