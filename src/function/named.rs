@@ -12,18 +12,40 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::{BoxFuture, Message, Task, TaskCode, TaskFailure, TaskRun, Written, task_entry};
 use crate::error::{NotStarted, StartError, TaskError};
-use crate::reduction::{Incoming, Peer, decode, encode, peer};
+use crate::reduction::{Incoming, Peer, decode, encode, peer, writer};
 use crate::sys::Fd;
 use crate::sys::image::Entry;
 use crate::sys::program;
 
 /// A function as it travels.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+// Makes the derived functions inherent ones: reading has to look at what it has read.
+#[serde(remote = "Self")]
 pub(crate) enum FnId {
     /// Its distance from the base, for a process of the same build.
     Place(i64),
     /// What any build can look up: the place if it is this one, else the registered name.
     Anywhere { build: String, place: Option<i64>, name: Option<String>, type_name: String },
+}
+
+impl Serialize for FnId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        Self::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for FnId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let mut id = Self::deserialize(deserializer)?;
+        // An address that a stranger names is never called, nor one of unknown origin.
+        if !writer().is_some_and(Peer::is_family) {
+            match &mut id {
+                Self::Place(_) => return Err(D::Error::custom("a stranger names a function by its address")),
+                Self::Anywhere { place, .. } => *place = None,
+            }
+        }
+        Ok(id)
+    }
 }
 
 impl FnId {
@@ -33,6 +55,13 @@ impl FnId {
         peer: Option<Peer>,
     ) -> Result<Self, StartError> {
         let name = names().by_type.get(&(entry.type_id)()).map(|name| (*name).to_owned());
+        if !peer.is_some_and(Peer::is_family) {
+            // Outside of a message to a process of this family only a name means anything: an address
+            // tells a stranger where things lie.
+            let nameless = || StartError::OtherBuild { function: (entry.name)().to_owned() };
+            let name = Some(name.ok_or_else(nameless)?);
+            return Ok(Self::Anywhere { build: String::new(), place: None, name, type_name: String::new() });
+        }
         let place = program::contains(std::ptr::from_ref(entry) as usize, size_of::<Entry<C>>())
             .then(|| entry.distance());
         match (peer, place) {
@@ -40,9 +69,6 @@ impl FnId {
             (Some(Peer::SameBuild), None) => return Err(StartError::OutsideProgram),
             _ => {}
         }
-        // Outside of a message to a process of this family only a name means anything: an address
-        // tells a stranger where things lie, and a stranger's must never be called.
-        let place = place.filter(|_| peer.is_some());
         let (build, type_name) = (program::build_id().to_owned(), (entry.name)().to_owned());
         if place.is_none() && name.is_none() {
             return Err(StartError::OtherBuild { function: type_name });
@@ -250,14 +276,67 @@ impl<Args, R> fmt::Debug for Func<Args, R> {
 
 impl<Args, R> Serialize for Func<Args, R> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let id = FnId::of(self.entry, peer());
-        id.map_err(S::Error::custom)?.serialize(serializer)
+        let id = FnId::of(self.entry, peer()).map_err(S::Error::custom)?;
+        Serialize::serialize(&id, serializer)
     }
 }
 
 impl<'de, Args, R> Deserialize<'de> for Func<Args, R> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let entry = FnId::deserialize(deserializer)?.task().map_err(D::Error::custom)?;
+        let id = <FnId as Deserialize>::deserialize(deserializer)?;
+        let entry = id.task().map_err(D::Error::custom)?;
         Ok(Self { entry, signature: PhantomData })
+    }
+}
+
+#[cfg(all(test, multiprocess))]
+mod tests {
+    use super::*;
+    use crate::reduction::{CodecError, MessagePack, decode_from, encode_uncommitted};
+
+    type Unary = Func<(u64,), u64>;
+
+    fn half(x: u64) -> u64 {
+        x / 2
+    }
+    crate::register!(half);
+
+    fn nameless(x: u64) -> u64 {
+        x
+    }
+
+    fn written(f: fn() -> Unary, peer: Peer) -> Result<Vec<u8>, CodecError> {
+        let mut bytes = Vec::new();
+        encode_uncommitted::<MessagePack, _>(&f(), &mut bytes, peer).map(|_| bytes)
+    }
+
+    fn read(bytes: &[u8], peer: Peer) -> Result<Unary, CodecError> {
+        decode_from::<MessagePack, _>(Incoming::bytes(bytes), peer)
+    }
+
+    #[test]
+    fn a_stranger_gets_a_name_and_nothing_else() {
+        let bytes = written(|| Func::new(half), Peer::Stranger).unwrap();
+        assert_eq!(read(&bytes, Peer::Stranger).unwrap(), Func::new(half));
+        let decoded: FnId = decode(Incoming::bytes(&bytes)).unwrap();
+        let FnId::Anywhere { build, place: None, name: Some(_), type_name } = decoded else {
+            panic!("{decoded:?}")
+        };
+        assert_eq!(build + &type_name, "");
+        let error = written(|| Func::new(nameless), Peer::Stranger).unwrap_err().to_string();
+        assert!(error.contains("nameless") && error.contains("register!"), "{error}");
+    }
+
+    #[test]
+    fn an_address_that_a_stranger_names_is_not_called() {
+        for peer in [Peer::SameBuild, Peer::AnyBuild] {
+            let bytes = written(|| Func::new(nameless), peer).unwrap();
+            assert_eq!(read(&bytes, peer).unwrap(), Func::new(nameless));
+            assert!(read(&bytes, Peer::Stranger).is_err());
+            assert!(rmp_serde::from_slice::<Unary>(&bytes).is_err());
+        }
+        // What has a name beside its address is found by that.
+        let bytes = written(|| Func::new(half), Peer::AnyBuild).unwrap();
+        assert_eq!(read(&bytes, Peer::Stranger).unwrap(), Func::new(half));
     }
 }

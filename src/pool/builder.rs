@@ -16,7 +16,7 @@ use crate::context::{Context, get_executable};
 use crate::error::{Error, NotStarted, Result, TaskError};
 use crate::function::{Always, Load, Task, TaskCode, Trying, load_entry, task_entry};
 use crate::process::usable_cpu_count;
-use crate::reduction::{Message, Peer, encode};
+use crate::reduction::{Message, Peer, encode_for_several};
 use crate::sys::cgroup::Parent;
 use crate::sys::image::Entry;
 use crate::sys::{self, Mechanism, without};
@@ -432,7 +432,7 @@ fn prepare<A: Message>(
     args: &A,
 ) -> Result<Prepared, TaskError> {
     let mut buffer = vec![0; ITEM_HEAD];
-    let attachments = encode(args, &mut buffer, peer())
+    let attachments = encode_for_several(args, &mut buffer, peer())
         .map_err(|error| TaskError::NotStarted(NotStarted::Unencodable(error)))?;
     match single(buffer, attachments) {
         Piece::Run { body, .. } => {
