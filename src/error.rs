@@ -66,6 +66,27 @@ pub enum Error {
     /// The peer could not be authenticated.
     #[error(transparent)]
     Authentication(crate::connection::AuthError),
+    /// The peer is gone, and all that it has sent was received.
+    #[error("the connection has ended")]
+    Eof,
+    /// The message is longer than the buffer given for it. Here it is, whole: it will not be received
+    /// again.
+    #[error("the message has {} bytes, more than there was room for", .0.len())]
+    BufferTooShort(bytes::Bytes),
+    /// The message is longer than the connection's maximum.
+    #[error("a message of {len} bytes is over the maximum of {max}")]
+    TooLong {
+        /// Its length in bytes.
+        len: u64,
+        /// What is allowed, in bytes.
+        max: usize,
+    },
+    /// A message arrived that is not what was asked for. It is gone; the next one can be received.
+    #[error("cannot decode: {0}")]
+    Decode(#[source] CodecError),
+    /// What arrived is no message.
+    #[error("malformed message: {0}")]
+    Malformed(&'static str),
     /// SIGINT arrived during [`block_on`](crate::block_on).
     #[error("interrupted by SIGINT")]
     Interrupted,
@@ -86,6 +107,16 @@ impl Error {
     /// The object was closed on this side.
     pub fn is_closed(&self) -> bool {
         matches!(self, Self::Closed(_) | Self::Task(TaskError::NotStarted(NotStarted::Closed)))
+    }
+
+    /// The peer of a connection is gone: [`Error::Eof`] from what receives, a broken pipe from what
+    /// sends. A message that was cut short is another error.
+    pub fn is_eof(&self) -> bool {
+        match self {
+            Self::Eof => true,
+            Self::Io(e) => e.kind() == io::ErrorKind::BrokenPipe,
+            _ => false,
+        }
     }
 
     /// The process has not ended yet.

@@ -4,7 +4,17 @@
 //! [`AuthKey`](crate::AuthKey) before anything else is read from it.
 
 pub mod auth;
+#[allow(clippy::module_inception, reason = "the type's own file")]
+mod connection;
+mod halves;
+mod link;
+mod packets;
+mod pipe;
+mod port;
 #[allow(dead_code, unused_imports, reason = "readers come next")]
 pub(crate) mod wait;
 
 pub use auth::AuthError;
+pub use connection::Connection;
+pub use halves::{RecvHalf, SendHalf};
+pub use pipe::{pipe, simplex_pipe};

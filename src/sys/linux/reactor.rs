@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::Interest;
@@ -12,7 +13,7 @@ use super::Fd;
 /// A descriptor that is registered with the runtime it was made on. Only shared access is given
 /// out, so nobody can put another descriptor into its place.
 #[derive(Debug)]
-pub(crate) struct Registered(AsyncFd<Fd>);
+pub(crate) struct Registered(AsyncFd<Arc<Fd>>);
 
 impl Registered {
     /// # Errors
@@ -20,10 +21,10 @@ impl Registered {
     ///
     /// # Panics
     /// Outside of a runtime, and on one whose builder did not enable I/O.
-    pub(crate) fn new(fd: Fd, interest: Interest) -> io::Result<Self> {
-        // SAFETY: the descriptor is owned, so it is open and the same until this is dropped, and
-        // `as_raw_fd` of an `OwnedFd` always gives the same number.
-        let registered = unsafe { AsyncFd::register_with_interest(fd, interest) };
+    pub(crate) fn new(fd: impl Into<Arc<Fd>>, interest: Interest) -> io::Result<Self> {
+        // SAFETY: the descriptor is owned, also by us if shared, so it is open and the same until this is
+        // dropped, and `as_raw_fd` of an `OwnedFd` always gives the same number.
+        let registered = unsafe { AsyncFd::register_with_interest(fd.into(), interest) };
         registered.map(Self).map_err(io::Error::from)
     }
 
@@ -50,6 +51,12 @@ impl Registered {
     /// As [`edge`](Self::edge), for one task alone, which is told of the reactor's end.
     pub(crate) fn poll_edge(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.0.poll_read_ready(cx))?.clear_ready();
+        Poll::Ready(Ok(()))
+    }
+
+    /// As [`poll_edge`](Self::poll_edge), for room to write.
+    pub(crate) fn poll_write_edge(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(self.0.poll_write_ready(cx))?.clear_ready();
         Poll::Ready(Ok(()))
     }
 }

@@ -9,6 +9,10 @@ use nix::sys::socket::{
     AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, setsockopt, socketpair, sockopt,
 };
 
+mod batch;
+
+pub(crate) use batch::{BATCH, Datagram, recv_batch};
+
 /// The most descriptors that the kernel takes beside one message.
 pub(crate) const MAX_FDS: usize = 253;
 
@@ -85,6 +89,21 @@ pub(crate) fn send(fd: BorrowedFd, parts: &[IoSlice], fds: &[BorrowedFd], mode: 
     }
 }
 
+/// Sends bytes as one message, now or (`WouldBlock`) not: [`send`] for nothing but bytes, and cheaper.
+///
+/// # Errors
+/// As those of [`send`].
+pub(crate) fn try_send_bytes(fd: BorrowedFd, bytes: &[u8]) -> io::Result<()> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    loop {
+        match nix::sys::socket::send(fd.as_raw_fd(), bytes, flags) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
 /// The length of the next message, which stays where it is; 0 means that the peer is gone.
 pub(crate) fn next_len(fd: BorrowedFd, mode: Mode) -> io::Result<usize> {
     let flags = mode.flags() | MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
@@ -134,6 +153,12 @@ pub(crate) fn is_seqpacket(fd: RawFd) -> bool {
         libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut len)
     };
     result == 0 && kind == libc::SOCK_SEQPACKET
+}
+
+/// Whether a send failed once because the other side has not read all before it went; the next
+/// says what is the matter.
+pub(crate) fn is_reset(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ECONNRESET)
 }
 
 /// Room for the header and the descriptors of one message, aligned as the kernel wants it.

@@ -12,12 +12,15 @@ impl AsFd for Registered {
 }
 
 impl Registered {
-    pub(crate) fn new(_: Fd, _: tokio::io::Interest) -> io::Result<Self> {
+    pub(crate) fn new(_: impl Into<std::sync::Arc<Fd>>, _: tokio::io::Interest) -> io::Result<Self> {
         unsupported()
     }
     #[allow(clippy::unused_async, reason = "the shape of the other face")]
     pub(crate) async fn edge(&self) {}
     pub(crate) fn poll_edge(&self, _: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+        std::task::Poll::Ready(unsupported())
+    }
+    pub(crate) fn poll_write_edge(&self, _: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
         std::task::Poll::Ready(unsupported())
     }
     #[allow(clippy::unused_async, reason = "the shape of the other face")]

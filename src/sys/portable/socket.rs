@@ -17,6 +17,24 @@ pub(crate) struct Received {
     pub(crate) fds_truncated: bool,
 }
 
+pub(crate) const BATCH: usize = 32;
+
+pub(crate) struct Datagram<'a> {
+    pub(crate) bytes: &'a [u8],
+    pub(crate) fds: Vec<Fd>,
+    pub(crate) truncated: bool,
+    pub(crate) fds_truncated: bool,
+}
+
+pub(crate) fn recv_batch(_: BorrowedFd<'_>, _: usize, _: impl FnMut(Datagram<'_>)) -> io::Result<usize> {
+    unsupported()
+}
+pub(crate) fn try_send_bytes(_: BorrowedFd<'_>, _: &[u8]) -> io::Result<()> {
+    unsupported()
+}
+pub(crate) fn is_reset(_: &io::Error) -> bool {
+    false
+}
 pub(crate) fn seqpacket_pair() -> io::Result<(Fd, Fd)> {
     unsupported()
 }
