@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::halves::{RecvHalf, SendHalf};
 use super::link::{Reader, Writer};
+use super::wait::{Source, sealed};
 use crate::error::Result;
 use crate::reduction::{Codec, MessagePack};
 use crate::sys::Fd;
@@ -121,5 +122,12 @@ impl<C: Codec> Connection<C> {
 impl<C> fmt::Debug for Connection<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.is_closed() { "Connection(closed)" } else { "Connection(open)" })
+    }
+}
+
+/// As its receiving half.
+impl<C> sealed::Sealed for Connection<C> {
+    fn source(&self) -> Result<Source<'_>> {
+        self.recv.source()
     }
 }

@@ -14,7 +14,7 @@ use tokio::task::coop;
 
 use super::link::{Delivery, HEADROOM, Parcel, Reader, Writer};
 use super::port::Port;
-use super::wait::Buffered;
+use super::wait::{Buffered, Source, sealed};
 use crate::error::{Error, Result};
 use crate::process::reactor;
 use crate::reduction::{
@@ -297,5 +297,13 @@ impl<C> fmt::Debug for SendHalf<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let state = if self.is_closed() { "closed" } else { "open" };
         write!(f, "SendHalf({state})")
+    }
+}
+
+/// Ready when a message, its end or an error is there.
+impl<C> sealed::Sealed for RecvHalf<C> {
+    fn source(&self) -> Result<Source<'_>> {
+        let inner = self.peek()?;
+        Ok(Source::buffered(inner.port.as_fd(), &inner.buffered))
     }
 }

@@ -11,10 +11,10 @@ mod link;
 mod packets;
 mod pipe;
 mod port;
-#[allow(dead_code, unused_imports, reason = "readers come next")]
-pub(crate) mod wait;
+mod wait;
 
 pub use auth::AuthError;
 pub use connection::Connection;
 pub use halves::{RecvHalf, SendHalf};
 pub use pipe::{pipe, simplex_pipe};
+pub use wait::{WaitKey, WaitSet, Waitable, wait, wait_timeout};

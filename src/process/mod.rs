@@ -55,7 +55,7 @@ use crate::authkey::AuthKey;
 use crate::error::{Error, Result};
 use crate::function::Target;
 use crate::reduction::Message;
-use crate::sys;
+use crate::sys::{self, BorrowedFd};
 
 /// How often a guardian is set going that may be stopped, as long as its end is all that is waited for.
 const LOOK: Duration = Duration::from_secs(1);
@@ -260,8 +260,16 @@ impl Process {
     /// # Errors
     /// After [`close`](Self::close), and when no descriptor is left.
     pub fn sentinel(&self) -> Result<Sentinel> {
+        Ok(Sentinel::new(self.end()?.try_clone_to_owned()?))
+    }
+
+    /// What is readable once it has ended.
+    ///
+    /// # Errors
+    /// In another process than the one that started it, and after [`close`](Self::close).
+    pub(crate) fn end(&self) -> Result<BorrowedFd<'_>> {
         self.check()?;
-        Ok(Sentinel::new(self.child.exit().try_clone_to_owned()?))
+        Ok(self.child.exit())
     }
 
     fn check(&self) -> Result<()> {

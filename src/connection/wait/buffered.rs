@@ -34,8 +34,10 @@ impl Buffered {
         if !ready {
             self.state.fetch_and(!READY, Ordering::AcqRel);
         } else if self.state.fetch_or(READY, Ordering::AcqRel) & WATCHED != 0 {
-            for (bell, token) in &*lock(&self.watchers) {
-                bell.tell(*token);
+            let watchers = lock(&self.watchers).clone();
+            for (bell, token) in watchers {
+                lock(&bell.told).push(token);
+                bell.ring();
             }
         }
     }
@@ -81,8 +83,6 @@ impl Drop for Watching {
 }
 
 /// Whom flags tell that they have gone up.
-///
-/// It owns nothing else, so it can be told of in the middle of anything.
 #[derive(Debug, Default)]
 pub(crate) struct Bell {
     told: Mutex<Vec<u64>>,
@@ -90,12 +90,7 @@ pub(crate) struct Bell {
 }
 
 impl Bell {
-    fn tell(&self, token: u64) {
-        lock(&self.told).push(token);
-        self.ring();
-    }
-
-    /// Wakes all who wait, for another reason than a flag.
+    /// Wakes all who wait.
     pub(crate) fn ring(&self) {
         self.rung.notify_waiters();
     }

@@ -4,6 +4,7 @@
 //! and in which nothing yet relies on the table: a child before its bootstrap.
 
 use std::io;
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd};
 use std::sync::Once;
 use std::time::{Duration, Instant};
@@ -83,6 +84,18 @@ pub(crate) fn monotonic_ns() -> u64 {
 pub(crate) fn identity(fd: BorrowedFd) -> io::Result<(u64, u64)> {
     let stat = nix::sys::stat::fstat(fd)?;
     Ok((stat.st_dev, stat.st_ino))
+}
+
+/// [`identity`] of what is open at a number now, if anything is.
+pub(crate) fn identity_at(fd: RawFd) -> Option<(u64, u64)> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the kernel writes to `stat`, which outlives the call, and says EBADF for a number that is
+    // closed.
+    let result = unsafe { libc::fstat(fd, stat.as_mut_ptr()) };
+    Errno::result(result).ok()?;
+    // SAFETY: the call has succeeded, so it was filled in.
+    let stat = unsafe { stat.assume_init() };
+    Some((stat.st_dev, stat.st_ino))
 }
 
 /// A pipe whose end for reading, the first, does not block.

@@ -3,6 +3,7 @@
 pub(crate) mod cgroup;
 mod children;
 pub(crate) mod env;
+pub(crate) mod epoll;
 pub(crate) mod fault;
 pub(crate) mod fd;
 pub(crate) mod guardian;

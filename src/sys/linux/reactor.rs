@@ -48,6 +48,12 @@ impl Registered {
         }
     }
 
+    /// As [`edge`](Self::edge), and the end of the runtime is an error.
+    pub(crate) async fn edge_or_end(&self) -> io::Result<()> {
+        self.0.readable().await?.clear_ready();
+        Ok(())
+    }
+
     /// As [`edge`](Self::edge), for one task alone, which is told of the reactor's end.
     pub(crate) fn poll_edge(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         ready!(self.0.poll_read_ready(cx))?.clear_ready();

@@ -19,6 +19,9 @@ pub(crate) fn monotonic_ns() -> u64 {
 pub(crate) fn identity(_: BorrowedFd<'_>) -> io::Result<(u64, u64)> {
     unsupported()
 }
+pub(crate) fn identity_at(_: RawFd) -> Option<(u64, u64)> {
+    None
+}
 pub(crate) fn exhausted() -> io::Error {
     io::ErrorKind::Unsupported.into()
 }

@@ -5,6 +5,7 @@
 
 pub(crate) mod cgroup;
 pub(crate) mod env;
+pub(crate) mod epoll;
 pub(crate) mod fault;
 pub(crate) mod fd;
 pub(crate) mod guardian;
@@ -61,6 +62,12 @@ impl AsFd for Fd {
 impl AsFd for BorrowedFd<'_> {
     fn as_fd(&self) -> BorrowedFd<'_> {
         *self
+    }
+}
+
+impl AsRawFd for BorrowedFd<'_> {
+    fn as_raw_fd(&self) -> RawFd {
+        -1
     }
 }
 

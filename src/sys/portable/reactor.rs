@@ -17,6 +17,10 @@ impl Registered {
     }
     #[allow(clippy::unused_async, reason = "the shape of the other face")]
     pub(crate) async fn edge(&self) {}
+    #[allow(clippy::unused_async, reason = "the shape of the other face")]
+    pub(crate) async fn edge_or_end(&self) -> io::Result<()> {
+        unsupported()
+    }
     pub(crate) fn poll_edge(&self, _: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
         std::task::Poll::Ready(unsupported())
     }

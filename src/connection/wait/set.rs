@@ -1,0 +1,206 @@
+//! Many objects that are waited for again and again.
+
+use std::fmt;
+use std::io;
+use std::pin::pin;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::runtime::{self, Handle};
+use tokio::task::coop;
+
+use super::Waitable;
+use super::buffered::Bell;
+use super::members::{Members, WaitKey};
+use super::waitable::Source;
+use crate::error::Result;
+use crate::process::reactor;
+use crate::sys::AsFd;
+use crate::sys::epoll::Epoll;
+use crate::sys::reactor::Registered;
+use crate::util::lock;
+
+/// Objects of which one wants to know, again and again, which are ready.
+///
+/// Where [`wait`](crate::wait) looks at each of its objects in each call, a set remembers them, and a
+/// call costs what the ready ones cost, however many the others are: with ten thousand connections
+/// some hundred nanoseconds if nothing is ready, a microsecond if one is, some ten if another thread has
+/// to be woken. To enter or remove a member costs about a microsecond.
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> tokio_multiprocess::Result<()> {
+/// use std::io::Write;
+/// use std::os::unix::net::UnixStream;
+/// use tokio_multiprocess::WaitSet;
+///
+/// let (reads, mut writes) = UnixStream::pair()?;
+/// let (idle, _writes) = UnixStream::pair()?;
+///
+/// let set = WaitSet::new()?;
+/// let key = set.insert(&reads)?;
+/// set.insert(&idle)?;
+///
+/// writes.write_all(b"something")?;
+/// assert_eq!(set.wait().await?, [key]);
+/// assert_eq!(set.wait().await?, [key]); // as nobody has read it
+/// # Ok(())
+/// # }
+/// ```
+///
+/// # Members
+/// A set borrows nothing and keeps nothing open: its members are used, moved, closed and dropped as if
+/// it were not there. One that is closed or dropped leaves by itself and is not told of any more, also
+/// when another process has the same open file; its key may still be [removed](Self::remove). Only
+/// somebody who replaces the file behind a number with `dup2`, there and back, can mislead it.
+///
+/// To insert an object twice gives two keys, which are ready together.
+///
+/// # Fairness
+/// A call tells of a few hundred members at most. Those that it leaves out come first in the next one,
+/// so who serves all that he is told of serves all that are ready.
+///
+/// # Runtimes
+/// A set is made without a runtime and used on any, by several tasks at once, which are all told of
+/// whatever is ready. Insertions and removals count for calls that are waiting already.
+///
+/// # Costs
+/// One descriptor, and one more as long as it is registered with a runtime.
+pub struct WaitSet {
+    epoll: Epoll,
+    /// Rung when something is ready that the kernel does not tell of, and by each call that takes
+    /// reports, which others wait for as well.
+    bell: Arc<Bell>,
+    members: Mutex<Members>,
+    /// Where it waited last. A call on another runtime moves it there; others that still wait keep
+    /// their own.
+    registered: Mutex<Option<(runtime::Id, Arc<Registered>)>>,
+}
+
+impl WaitSet {
+    /// An empty set.
+    ///
+    /// # Errors
+    /// When no descriptor is left; where processes are not supported.
+    pub fn new() -> Result<Self> {
+        Ok(Self {
+            epoll: Epoll::new()?,
+            bell: Arc::default(),
+            members: Mutex::default(),
+            registered: Mutex::default(),
+        })
+    }
+
+    /// Enters an object. If it is ready, waiting calls are told of it.
+    ///
+    /// # Errors
+    /// When it is closed, and when the kernel has no room (`fs.epoll.max_user_watches`).
+    pub fn insert(&self, object: &(impl Waitable + ?Sized)) -> Result<WaitKey> {
+        Ok(self.enter(&object.source()?)?)
+    }
+
+    pub(super) fn enter(&self, source: &Source<'_>) -> io::Result<WaitKey> {
+        let (key, ready) = lock(&self.members).enter(source, &self.epoll, &self.bell)?;
+        if ready {
+            self.bell.ring();
+        }
+        Ok(key)
+    }
+
+    /// Removes a member, of which no call that begins later will tell; false if it is not in the set
+    /// any more.
+    pub fn remove(&self, key: WaitKey) -> bool {
+        lock(&self.members).remove(key, &self.epoll)
+    }
+
+    /// Waits until members are ready, and tells which: each once, in no particular order. They are
+    /// told of again by the next call if they are still ready then. In an empty set it waits for one to
+    /// be inserted.
+    ///
+    /// # Errors
+    /// When no descriptor is left to wait with.
+    ///
+    /// # Panics
+    /// If it has to wait outside of a Tokio runtime with I/O.
+    ///
+    /// # Cancel safety
+    /// Nothing is consumed: dropping the future and calling again is the same as waiting on.
+    pub async fn wait(&self) -> Result<Vec<WaitKey>> {
+        coop::consume_budget().await;
+        loop {
+            // Before the look, so that what happens after it is heard.
+            let mut rung = pin!(self.bell.rung());
+            let ready = self.look()?;
+            if !ready.is_empty() {
+                return Ok(ready);
+            }
+            let (runtime, registered) = self.register()?;
+            tokio::select! {
+                () = &mut rung => {}
+                edge = registered.edge_or_end() => if edge.is_err() {
+                    // Of a runtime that had the same number and has ended.
+                    lock(&self.registered).take_if(|(id, _)| *id == runtime);
+                }
+            }
+        }
+    }
+
+    /// As [`wait`](Self::wait), for as long as `timeout` by the kernel's clock: if nothing is ready
+    /// then, it tells of nothing. Zero looks without waiting, also outside of a runtime.
+    ///
+    /// # Errors
+    /// As [`wait`](Self::wait).
+    ///
+    /// # Panics
+    /// As [`wait`](Self::wait).
+    ///
+    /// # Cancel safety
+    /// As [`wait`](Self::wait).
+    pub async fn wait_timeout(&self, timeout: Duration) -> Result<Vec<WaitKey>> {
+        coop::consume_budget().await;
+        let ready = self.look()?;
+        if !ready.is_empty() || timeout.is_zero() {
+            return Ok(ready);
+        }
+        tokio::select! {
+            biased;
+            ready = self.wait() => ready,
+            over = reactor::sleep(timeout) => {
+                over?;
+                Ok(self.look()?)
+            }
+        }
+    }
+
+    /// Who is ready now.
+    fn look(&self) -> io::Result<Vec<WaitKey>> {
+        let ready = lock(&self.members).look(&self.epoll, self.bell.take())?;
+        if !ready.is_empty() {
+            // Others may have looked before these were ready, and wait for reports that are taken now.
+            self.bell.ring();
+        }
+        Ok(ready)
+    }
+
+    fn register(&self) -> io::Result<(runtime::Id, Arc<Registered>)> {
+        let here = Handle::current().id();
+        let mut slot = lock(&self.registered);
+        if let Some((runtime, registered)) = &*slot
+            && *runtime == here
+        {
+            return Ok((here, registered.clone()));
+        }
+        // A duplicate, as somebody may still wait with an earlier registration on this runtime.
+        let fd = self.epoll.as_fd().try_clone_to_owned()?;
+        let registered = Arc::new(Registered::new(fd, Interest::READABLE)?);
+        *slot = Some((here, registered.clone()));
+        Ok((here, registered))
+    }
+}
+
+impl fmt::Debug for WaitSet {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("WaitSet").finish_non_exhaustive()
+    }
+}

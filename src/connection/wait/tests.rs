@@ -1,0 +1,120 @@
+use std::io::Write;
+use std::os::unix::net::UnixStream;
+use std::sync::Barrier;
+
+use futures::FutureExt;
+
+use super::*;
+use std::sync::Arc;
+
+/// A socket and what was read from it ahead.
+struct Reader {
+    socket: UnixStream,
+    buffered: Arc<Buffered>,
+}
+
+impl Reader {
+    fn pair() -> (Self, UnixStream) {
+        let (socket, peer) = UnixStream::pair().unwrap();
+        (Self { socket, buffered: Arc::default() }, peer)
+    }
+}
+
+impl waitable::sealed::Sealed for Reader {
+    fn source(&self) -> Result<Source<'_>> {
+        Ok(Source::buffered(std::os::fd::AsFd::as_fd(&self.socket), &self.buffered))
+    }
+}
+
+fn now(set: &WaitSet) -> Vec<WaitKey> {
+    set.wait_timeout(Duration::ZERO).now_or_never().expect("no time").unwrap()
+}
+
+fn runtime() -> tokio::runtime::Runtime {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
+}
+
+#[test]
+fn what_was_read_ahead_is_told_though_the_socket_is_idle() {
+    let ((reader, _peer), (idle, _end)) = (Reader::pair(), Reader::pair());
+    let set = WaitSet::new().unwrap();
+    reader.buffered.set(true);
+    set.insert(&idle).unwrap();
+    let key = set.insert(&reader).unwrap();
+    assert_eq!(wait(&[&idle, &reader]).now_or_never().unwrap().unwrap(), [1]);
+    assert_eq!((now(&set), now(&set)), (vec![key], vec![key]));
+
+    reader.buffered.set(false);
+    assert_eq!(wait_timeout(&[&idle, &reader], Duration::ZERO).now_or_never().unwrap().unwrap(), []);
+    assert_eq!(now(&set), []);
+    reader.buffered.set(true);
+    assert_eq!(now(&set), [key]);
+}
+
+#[test]
+fn what_is_read_ahead_meanwhile_wakes() {
+    let ((reader, _peer), (idle, _end)) = (Reader::pair(), Reader::pair());
+    let set = WaitSet::new().unwrap();
+    let key = set.insert(&reader).unwrap();
+    for _ in 0..200 {
+        reader.buffered.set(false);
+        let begin = Barrier::new(2);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                begin.wait();
+                reader.buffered.set(true);
+            });
+            runtime().block_on(async {
+                begin.wait();
+                let objects: [&dyn Waitable; 2] = [&idle, &reader];
+                let (few, many) = tokio::join!(wait(&objects), set.wait());
+                assert_eq!((few.unwrap(), many.unwrap()), (vec![1], vec![key]));
+            });
+        });
+    }
+}
+
+#[test]
+fn a_reader_that_is_gone_is_not_told_of_though_its_socket_is_open() {
+    let (Reader { socket, buffered }, mut peer) = Reader::pair();
+    let reader = Reader { socket: socket.try_clone().unwrap(), buffered };
+    let set = WaitSet::new().unwrap();
+    let key = set.insert(&reader).unwrap();
+    let other = set.insert(&socket).unwrap();
+    reader.buffered.set(true);
+    peer.write_all(b"x").unwrap();
+    assert_eq!(now(&set), [key, other]);
+    // Its number stays, as that of a half of a connection does.
+    let Reader { socket: _half, buffered } = reader;
+    drop(buffered);
+    assert_eq!((now(&set), now(&set)), (vec![other], vec![other]));
+    assert!(!set.remove(key) && set.remove(other));
+}
+
+/// Each is told of once in so many calls that tell of all.
+#[test]
+fn many_that_are_ready_are_told_of_in_turn() {
+    const MANY: usize = 700;
+    let readers: Vec<_> = (0..MANY).map(|_| Reader::pair()).collect();
+    let set = WaitSet::new().unwrap();
+    for (reader, _) in &readers {
+        set.insert(reader).unwrap();
+        reader.buffered.set(true);
+    }
+    let told = |calls: usize| {
+        let mut told: Vec<_> = (0..calls).flat_map(|_| now(&set)).collect();
+        told.sort_unstable();
+        told.dedup();
+        told.len()
+    };
+    assert_eq!((told(2), told(3)), (512, MANY));
+    for (reader, _) in &readers {
+        reader.buffered.set(false);
+    }
+    assert_eq!(told(3), 0);
+    let (readers, peers): (Vec<_>, Vec<_>) = readers.into_iter().unzip();
+    drop(peers);
+    assert_eq!((told(1), told(3)), (256, MANY));
+    drop(readers);
+    assert_eq!(told(3), 0);
+}

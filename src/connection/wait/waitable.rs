@@ -1,0 +1,112 @@
+//! What can be waited for.
+
+use std::sync::Arc;
+
+use super::Buffered;
+use crate::error::Result;
+use crate::process::Process;
+#[cfg(multiprocess)]
+use crate::sys::AsFd;
+use crate::sys::BorrowedFd;
+
+/// What [`wait`](crate::wait) and [`WaitSet`](crate::WaitSet) take.
+///
+/// It is ready when reading from it would not block: something is there, or its end, or an error that
+/// reading would tell. That is so of
+///
+/// - a [`Connection`](crate::Connection) or [`RecvHalf`](crate::RecvHalf): a message or its end is
+///   there, in the socket or already in the reader;
+/// - a [`Sentinel`](crate::Sentinel) or [`Process`](crate::Process): the process has ended;
+/// - descriptors, files, pipes and sockets of std's and Tokio's: as `poll(2)` says. Regular files are
+///   always ready; listeners are when somebody calls.
+///
+/// Tokio's own sockets remember what Tokio's reactor has seen, which may come a little later than the
+/// kernel's word: after a `wait`, read from them with an async method and not with `try_read`.
+pub trait Waitable: sealed::Sealed + Send + Sync {}
+
+impl<T: sealed::Sealed + Send + Sync + ?Sized> Waitable for T {}
+
+pub(crate) mod sealed {
+    use super::{Result, Source};
+
+    pub trait Sealed {
+        /// # Errors
+        /// When the object is closed.
+        #[doc(hidden)]
+        fn source(&self) -> Result<Source<'_>>;
+    }
+}
+
+/// By what an object tells that it is ready.
+#[derive(Debug)]
+pub struct Source<'a> {
+    pub(super) fd: BorrowedFd<'a>,
+    /// What it holds besides what the descriptor tells of.
+    pub(super) buffered: Option<&'a Arc<Buffered>>,
+}
+
+impl<'a> Source<'a> {
+    /// The descriptor tells all.
+    pub(crate) fn bare(fd: BorrowedFd<'a>) -> Self {
+        Self { fd, buffered: None }
+    }
+
+    /// Ready when either is.
+    pub(crate) fn buffered(fd: BorrowedFd<'a>, buffered: &'a Arc<Buffered>) -> Self {
+        Self { fd, buffered: Some(buffered) }
+    }
+}
+
+macro_rules! through {
+    ($($pointer:ty),*) => {$(
+        impl<T: sealed::Sealed + ?Sized> sealed::Sealed for $pointer {
+            fn source(&self) -> Result<Source<'_>> {
+                (**self).source()
+            }
+        }
+    )*};
+}
+
+through!(&T, &mut T, Box<T>, Arc<T>);
+
+impl sealed::Sealed for Process {
+    fn source(&self) -> Result<Source<'_>> {
+        Ok(Source::bare(self.end()?))
+    }
+}
+
+#[cfg(multiprocess)]
+macro_rules! descriptors {
+    ($($object:ty),* $(,)?) => {$(
+        impl sealed::Sealed for $object {
+            fn source(&self) -> Result<Source<'_>> {
+                Ok(Source::bare(self.as_fd()))
+            }
+        }
+    )*};
+}
+
+#[cfg(multiprocess)]
+descriptors!(
+    crate::process::Sentinel,
+    BorrowedFd<'_>,
+    crate::sys::Fd,
+    std::fs::File,
+    std::io::Stdin,
+    std::io::PipeReader,
+    std::process::ChildStdout,
+    std::process::ChildStderr,
+    std::net::TcpListener,
+    std::net::TcpStream,
+    std::net::UdpSocket,
+    std::os::unix::net::UnixListener,
+    std::os::unix::net::UnixStream,
+    std::os::unix::net::UnixDatagram,
+    tokio::net::TcpListener,
+    tokio::net::TcpStream,
+    tokio::net::UdpSocket,
+    tokio::net::UnixListener,
+    tokio::net::UnixStream,
+    tokio::net::UnixDatagram,
+    tokio::net::unix::pipe::Receiver,
+);
