@@ -304,6 +304,6 @@ impl<C> fmt::Debug for SendHalf<C> {
 impl<C> sealed::Sealed for RecvHalf<C> {
     fn source(&self) -> Result<Source<'_>> {
         let inner = self.peek()?;
-        Ok(Source::buffered(inner.port.as_fd(), &inner.buffered))
+        Ok(Source::buffered(inner.port.fd().clone(), inner.buffered.clone()))
     }
 }

@@ -36,6 +36,11 @@ impl Port {
         Self { fd: fd.into(), reads: direction(Interest::READABLE), writes: direction(Interest::WRITABLE) }
     }
 
+    /// The descriptor, for another port or another owner.
+    pub(crate) fn fd(&self) -> &Arc<Fd> {
+        &self.fd
+    }
+
     /// Ready when an attempt to read may succeed: the first one always, even without a runtime. Who
     /// finds out that there is nothing (left) says so by [`clear_readable`](Self::clear_readable).
     ///

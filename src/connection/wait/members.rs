@@ -76,9 +76,9 @@ impl Members {
         epoll: &Epoll,
         bell: &Arc<Bell>,
     ) -> io::Result<(WaitKey, bool)> {
-        let entry = self.entry_of(source.fd, epoll)?;
+        let entry = self.entry_of(source.fd(), epoll)?;
         let key = WaitKey(self.next());
-        let watching = source.buffered.map(|buffered| buffered.watch(bell, key.0));
+        let watching = source.buffered.as_ref().map(|buffered| buffered.watch(bell, key.0));
         self.members.insert(key, Member { entry, watching, hot: false, told: 0 });
         self.entries.get_mut(&entry).expect("it is there").keys.push(key);
         let ready = matches!(self.word(key), Word::Ready);

@@ -99,11 +99,9 @@ fn sources<'a>(objects: &[&'a dyn Waitable]) -> Result<Vec<Source<'a>>> {
 }
 
 fn which_ready(sources: &[Source<'_>]) -> Result<Vec<usize>> {
-    let fds: Vec<_> = sources.iter().map(|source| source.fd).collect();
+    let fds: Vec<_> = sources.iter().map(|source| source.fd()).collect();
     let readable = sys::epoll::which_readable(&fds)?;
-    let ready = |index: &usize| {
-        readable[*index] || sources[*index].buffered.is_some_and(|buffered| buffered.is_set())
-    };
+    let ready = |index: &usize| readable[*index] || sources[*index].is_set();
     Ok((0..sources.len()).filter(ready).collect())
 }
 

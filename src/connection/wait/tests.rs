@@ -1,4 +1,5 @@
 use std::io::Write;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Barrier;
 
@@ -9,20 +10,20 @@ use std::sync::Arc;
 
 /// A socket and what was read from it ahead.
 struct Reader {
-    socket: UnixStream,
+    socket: Arc<OwnedFd>,
     buffered: Arc<Buffered>,
 }
 
 impl Reader {
     fn pair() -> (Self, UnixStream) {
         let (socket, peer) = UnixStream::pair().unwrap();
-        (Self { socket, buffered: Arc::default() }, peer)
+        (Self { socket: Arc::new(socket.into()), buffered: Arc::default() }, peer)
     }
 }
 
 impl waitable::sealed::Sealed for Reader {
     fn source(&self) -> Result<Source<'_>> {
-        Ok(Source::buffered(std::os::fd::AsFd::as_fd(&self.socket), &self.buffered))
+        Ok(Source::buffered(self.socket.clone(), self.buffered.clone()))
     }
 }
 
@@ -77,7 +78,7 @@ fn what_is_read_ahead_meanwhile_wakes() {
 #[test]
 fn a_reader_that_is_gone_is_not_told_of_though_its_socket_is_open() {
     let (Reader { socket, buffered }, mut peer) = Reader::pair();
-    let reader = Reader { socket: socket.try_clone().unwrap(), buffered };
+    let reader = Reader { socket: Arc::new(socket.try_clone().unwrap()), buffered };
     let set = WaitSet::new().unwrap();
     let key = set.insert(&reader).unwrap();
     let other = set.insert(&socket).unwrap();

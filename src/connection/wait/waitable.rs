@@ -5,9 +5,7 @@ use std::sync::Arc;
 use super::Buffered;
 use crate::error::Result;
 use crate::process::Process;
-#[cfg(multiprocess)]
-use crate::sys::AsFd;
-use crate::sys::BorrowedFd;
+use crate::sys::{AsFd, BorrowedFd, Fd};
 
 /// What [`wait`](crate::wait) and [`WaitSet`](crate::WaitSet) take.
 ///
@@ -40,20 +38,39 @@ pub(crate) mod sealed {
 /// By what an object tells that it is ready.
 #[derive(Debug)]
 pub struct Source<'a> {
-    pub(super) fd: BorrowedFd<'a>,
+    fd: Descriptor<'a>,
     /// What it holds besides what the descriptor tells of.
-    pub(super) buffered: Option<&'a Arc<Buffered>>,
+    pub(super) buffered: Option<Arc<Buffered>>,
+}
+
+#[derive(Debug)]
+enum Descriptor<'a> {
+    Borrowed(BorrowedFd<'a>),
+    /// Of an object in a cell that lends nothing, as it may leave at any time.
+    Shared(Arc<Fd>),
 }
 
 impl<'a> Source<'a> {
     /// The descriptor tells all.
     pub(crate) fn bare(fd: BorrowedFd<'a>) -> Self {
-        Self { fd, buffered: None }
+        Self { fd: Descriptor::Borrowed(fd), buffered: None }
     }
 
     /// Ready when either is.
-    pub(crate) fn buffered(fd: BorrowedFd<'a>, buffered: &'a Arc<Buffered>) -> Self {
-        Self { fd, buffered: Some(buffered) }
+    pub(crate) fn buffered(fd: Arc<Fd>, buffered: Arc<Buffered>) -> Self {
+        Self { fd: Descriptor::Shared(fd), buffered: Some(buffered) }
+    }
+
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        match &self.fd {
+            Descriptor::Borrowed(fd) => *fd,
+            Descriptor::Shared(fd) => fd.as_fd(),
+        }
+    }
+
+    /// Whether it is ready whatever the descriptor says.
+    pub(super) fn is_set(&self) -> bool {
+        self.buffered.as_ref().is_some_and(|buffered| buffered.is_set())
     }
 }
 
@@ -90,7 +107,7 @@ macro_rules! descriptors {
 descriptors!(
     crate::process::Sentinel,
     BorrowedFd<'_>,
-    crate::sys::Fd,
+    Fd,
     std::fs::File,
     std::io::Stdin,
     std::io::PipeReader,
