@@ -7,6 +7,7 @@
 use crate::sys::BorrowedFd;
 use std::io;
 
+use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -119,17 +120,14 @@ pub(crate) struct Guarded {
 #[derive(Debug)]
 pub(crate) struct Letter<T> {
     pub(crate) head: T,
-    body: Vec<u8>,
-    start: usize,
+    body: Bytes,
     attachments: Vec<Fd>,
 }
 
 impl<T> Letter<T> {
     /// The head, and the arguments or the value as they came.
-    pub(crate) fn split(self) -> (T, Vec<u8>, Vec<Fd>) {
-        let mut body = self.body;
-        body.drain(..self.start);
-        (self.head, body, self.attachments)
+    pub(crate) fn split(self) -> (T, Bytes, Vec<Fd>) {
+        (self.head, self.body, self.attachments)
     }
 }
 
@@ -159,7 +157,7 @@ pub(crate) fn receive<T: DeserializeOwned + FromRaw>(
         Packet::Message { body, attachments } => (body, attachments),
         Packet::Raw(bytes) => {
             let head = T::from_raw(&bytes).ok_or_else(garbled)?;
-            return Ok(Some(Letter { head, body: Vec::new(), start: 0, attachments: Vec::new() }));
+            return Ok(Some(Letter { head, body: Bytes::new(), attachments: Vec::new() }));
         }
         Packet::End => return Ok(None),
     };
@@ -175,7 +173,7 @@ pub(crate) fn receive<T: DeserializeOwned + FromRaw>(
     let rest = attachments.split_off(count);
     let head = Incoming { bytes: &body[8..start], attachments };
     let head = authkey::allow_transfer(|| decode(head)).map_err(io::Error::other)?;
-    Ok(Some(Letter { head, body, start, attachments: rest }))
+    Ok(Some(Letter { head, body: body.slice(start..), attachments: rest }))
 }
 
 /// What can arrive without any encoding.

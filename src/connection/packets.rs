@@ -14,7 +14,6 @@ use super::link::{Delivery, FRAME_HEAD, HEADROOM, Parcel};
 use super::port::Port;
 use crate::error::{Error, Result};
 use crate::reduction::packet::{self, Body, INLINE, Packed};
-use crate::sys::memory::{self, Frozen};
 use crate::sys::socket::{self, BATCH, Datagram, Mode};
 use crate::sys::{self, AsFd, BorrowedFd};
 
@@ -175,19 +174,12 @@ fn arrived(datagram: Datagram<'_>, max: usize) -> Option<Arrived> {
     Some(message.map_or_else(Arrived::Lost, Arrived::Message))
 }
 
-fn message(head: u8, bytes: &[u8], mut handles: Vec<sys::Fd>, max: usize) -> Result<Delivery> {
-    let body = match packet::open(head, &mut handles)? {
-        Some(Body::Inline) => Bytes::copy_from_slice(bytes),
-        Some(Body::Memfd(memfd)) => {
-            let len = memory::len(memfd.as_fd())?;
-            if len > max {
-                return Err(Error::TooLong { len: len as u64, max });
-            }
-            Bytes::from_owner(Frozen::map(memfd.as_fd())?)
-        }
-        Some(Body::Batch) | None => return Err(Error::Malformed("it is no packet of this crate's")),
-    };
-    Ok(Delivery { body, handles })
+fn message(head: u8, bytes: &[u8], handles: Vec<sys::Fd>, max: usize) -> Result<Delivery> {
+    let opened = packet::open(head, handles).filter(|opened| !matches!(opened.body, Body::Batch));
+    let mut opened = opened.ok_or(Error::Malformed("it is no packet of this crate's"))?;
+    opened.unload()?;
+    let body = opened.body.bytes(|| Bytes::copy_from_slice(bytes), max)?;
+    Ok(Delivery { body, handles: opened.handles })
 }
 
 #[derive(Debug, Default)]
@@ -207,6 +199,11 @@ impl Writer {
             if let Some(retry) = &mut self.retry {
                 ready!(retry.poll_readable(cx))?;
                 self.retry = None;
+            }
+            if !is_packed(parcel)? {
+                // The next piece is for when others have had their turn.
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
             }
             ready!(port.poll_writable(cx))?;
             match send(port.as_fd(), parcel) {
@@ -228,20 +225,31 @@ fn after(time: Duration) -> io::Result<Port> {
     Ok(port)
 }
 
+/// Goes on with what the message needs beside its datagram, and says whether there is all.
+fn is_packed(parcel: &mut Parcel<'_>) -> io::Result<bool> {
+    if parcel.len() <= INLINE && parcel.handles.is_empty() {
+        return Ok(true);
+    }
+    let packed = match &mut parcel.packed {
+        Some(packed) => packed,
+        None => {
+            let packed = Packed::new(parcel.front.len() - HEADROOM + parcel.rest.len(), parcel.handles)?;
+            parcel.packed.insert(packed)
+        }
+    };
+    packed.pack(&[&parcel.front[HEADROOM..], parcel.rest])
+}
+
 /// Sends all of it, or nothing.
 fn send(socket: BorrowedFd<'_>, parcel: &mut Parcel<'_>) -> io::Result<()> {
-    if parcel.len() <= INLINE && parcel.handles.is_empty() {
-        parcel.front[HEADROOM - 1] = if parcel.batch { packet::BATCH } else { 0 };
-        let front = &parcel.front[HEADROOM - 1..];
-        if parcel.rest.is_empty() {
-            return socket::try_send_bytes(socket, front);
-        }
-        return socket::send(socket, &[IoSlice::new(front), IoSlice::new(parcel.rest)], &[], Mode::Try);
+    if let Some(packed) = &parcel.packed {
+        let parts = [&parcel.front[HEADROOM..], parcel.rest];
+        return packed.send(socket, &parts, parcel.handles, Mode::Try);
     }
-    let parts = [&parcel.front[HEADROOM..], parcel.rest];
-    let packed = match &parcel.packed {
-        Some(packed) => packed,
-        None => parcel.packed.insert(Packed::new(&parts, parcel.handles)?),
-    };
-    packed.send(socket, &parts, parcel.handles, Mode::Try)
+    parcel.front[HEADROOM - 1] = if parcel.batch { packet::BATCH } else { 0 };
+    let front = &parcel.front[HEADROOM - 1..];
+    if parcel.rest.is_empty() {
+        return socket::try_send_bytes(socket, front);
+    }
+    socket::send(socket, &[IoSlice::new(front), IoSlice::new(parcel.rest)], &[], Mode::Try)
 }

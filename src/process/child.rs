@@ -5,6 +5,8 @@ use std::io;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Poll;
 
+use bytes::Bytes;
+
 use super::exit_status::ExitStatus;
 use crate::control::{self, Guarded, Letter, Report};
 use crate::error::TaskError;
@@ -49,7 +51,7 @@ struct End {
 }
 
 /// What came of a one-off task.
-pub(crate) type Answer = Result<(Vec<u8>, Vec<Fd>), TaskError>;
+pub(crate) type Answer = Result<(Bytes, Vec<Fd>), TaskError>;
 
 impl End {
     fn note(&mut self, letter: Letter<Report>) {

@@ -13,7 +13,7 @@ use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonymous, munmap};
 use nix::sys::stat::fstat;
-use nix::sys::uio::{pread, pwrite};
+use nix::sys::uio::pwrite;
 
 /// Memory that can never become a program; nix lacks it.
 const MFD_NOEXEC_SEAL: u32 = 8;
@@ -26,6 +26,23 @@ const MFD_NOEXEC_SEAL: u32 = 8;
 /// `ENOSPC` or `ENOMEM` when there is no room: found out here, and not by a SIGBUS later. A length
 /// that the machine has but cannot spare may wake its out-of-memory killer.
 pub(crate) fn memfd(name: &str, len: usize) -> io::Result<OwnedFd> {
+    let fd = growing(name, len)?;
+    if len > 0 {
+        allocate(fd.as_fd(), file_offset(len)?)?;
+    }
+    Ok(fd)
+}
+
+/// As [`memfd`], but it is empty, and grows as it is written to with [`write_all_at`]: that is where
+/// errors come when there is no room. `len` is how much is going to be written.
+///
+/// # Errors
+/// `ENOMEM` if that is more than the machine has: shared memory has no limit of its own, and the kernel
+/// would try, and kill for want of memory.
+pub(crate) fn growing(name: &str, len: usize) -> io::Result<OwnedFd> {
+    if len as u64 > machine_memory() {
+        return Err(Errno::ENOMEM.into());
+    }
     let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
     let noexec = flags | MFdFlags::from_bits_retain(MFD_NOEXEC_SEAL);
     let fd = match memfd_create(name, noexec) {
@@ -33,19 +50,11 @@ pub(crate) fn memfd(name: &str, len: usize) -> io::Result<OwnedFd> {
         Err(Errno::EINVAL) => memfd_create(name, flags),
         result => result,
     }?;
-    let size = file_offset(len)?;
-    if size > 0 {
-        allocate(fd.as_fd(), size)?;
-    }
     Ok(fd)
 }
 
 /// Finds room for `size` bytes, which must not be none.
 fn allocate(fd: BorrowedFd, size: i64) -> io::Result<()> {
-    // Shared memory has no limit of its own: the kernel would try, and kill for want of memory.
-    if size as u64 > machine_memory() {
-        return Err(Errno::ENOMEM.into());
-    }
     loop {
         match fallocate(fd, FallocateFlags::empty(), 0, size) {
             Err(Errno::EINTR) => {}
@@ -113,24 +122,6 @@ pub(crate) fn write_all_at(fd: BorrowedFd, offset: usize, bytes: &[u8]) -> io::R
         }
     }
     Ok(())
-}
-
-/// Reads the file from its beginning, at most `max` bytes.
-pub(crate) fn read_all(fd: BorrowedFd, max: usize) -> io::Result<Vec<u8>> {
-    // Large zeroed vectors are fresh pages, which cost nothing until they are written.
-    let mut bytes = vec![0; len(fd)?.min(max)];
-    let mut done = 0;
-    while done < bytes.len() {
-        match pread(fd, &mut bytes[done..], file_offset(done)?) {
-            // Somebody has shortened it meanwhile.
-            Ok(0) => break,
-            Ok(n) => done += n,
-            Err(Errno::EINTR) => {}
-            Err(e) => return Err(e.into()),
-        }
-    }
-    bytes.truncate(done);
-    Ok(bytes)
 }
 
 fn file_offset(n: usize) -> io::Result<i64> {
@@ -386,7 +377,6 @@ mod tests {
         let shared = Shared::map(fixed(0).as_fd()).unwrap();
         shared.append_to(0, 0, &mut Vec::new());
         shared.write(0, &[]);
-        assert_eq!(read_all(fixed(0).as_fd(), 10).unwrap(), b"");
     }
 
     #[test]
@@ -399,14 +389,13 @@ mod tests {
     fn files_are_written_and_read_whole() {
         let content: Vec<u8> = (0..100_000u32).map(|i| i as u8).collect();
         let fd = frozen(&content);
-        assert_eq!(read_all(fd.as_fd(), usize::MAX).unwrap(), content);
-        assert_eq!(read_all(fd.as_fd(), 999).unwrap(), content[..999]);
+        assert_eq!(&*Frozen::map(fd.as_fd()).unwrap(), content);
     }
 
     #[test]
     fn more_than_there_is_cannot_be_had() {
         assert!(memfd("test", 1 << 60).is_err());
-        assert!(memfd("test", usize::MAX).is_err());
+        assert!(memfd("test", usize::MAX).is_err() && growing("test", usize::MAX).is_err());
     }
 
     #[test]

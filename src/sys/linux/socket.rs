@@ -177,10 +177,35 @@ pub(crate) fn recv(
     fds: &mut Vec<OwnedFd>,
     mode: Mode,
 ) -> io::Result<Received> {
+    receive(fd, buf, fds, mode.flags())
+}
+
+/// As [`recv`], but the message stays where it is, and its descriptors are duplicates.
+pub(crate) fn peek(
+    fd: BorrowedFd,
+    buf: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+    mode: Mode,
+) -> io::Result<Received> {
+    receive(fd, buf, fds, mode.flags() | MsgFlags::MSG_PEEK)
+}
+
+/// Throws the next message away, with its descriptors. There must be one.
+pub(crate) fn skip(fd: BorrowedFd) -> io::Result<()> {
+    loop {
+        match nix::sys::socket::recv(fd.as_raw_fd(), &mut [], MsgFlags::MSG_DONTWAIT) {
+            Ok(_) => return Ok(()),
+            Err(Errno::EINTR | Errno::ECONNRESET) => {}
+            Err(e) => return Err(e.into()),
+        }
+    }
+}
+
+fn receive(fd: BorrowedFd, buf: &mut [u8], fds: &mut Vec<OwnedFd>, flags: MsgFlags) -> io::Result<Received> {
     // nix gives up the descriptors of a message whose control data was cut, and so leaks them.
     let mut control = Control([MaybeUninit::uninit(); CONTROL_LEN]);
     let mut iov = libc::iovec { iov_base: buf.as_mut_ptr().cast(), iov_len: buf.len() };
-    let flags = mode.flags().bits() | libc::MSG_CMSG_CLOEXEC;
+    let flags = flags.bits() | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: all-zero is a valid `msghdr`; some libcs have private padding in it.
     let mut header: libc::msghdr = unsafe { std::mem::zeroed() };
     header.msg_iov = &mut iov;

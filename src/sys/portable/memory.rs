@@ -9,8 +9,17 @@ pub(crate) fn memfd(_: &str, _: usize) -> io::Result<Fd> {
 pub(crate) fn write_all_at(_: BorrowedFd<'_>, _: usize, _: &[u8]) -> io::Result<()> {
     unsupported()
 }
-pub(crate) fn read_all(_: BorrowedFd<'_>, _: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn growing(_: &str, _: usize) -> io::Result<Fd> {
     unsupported()
+}
+pub(crate) fn seal_frozen(_: BorrowedFd<'_>) -> io::Result<()> {
+    unsupported()
+}
+pub(crate) fn len(_: BorrowedFd<'_>) -> io::Result<usize> {
+    unsupported()
+}
+pub(crate) fn is_frozen(_: BorrowedFd<'_>) -> bool {
+    false
 }
 
 pub(crate) fn seal_fixed_size(_: BorrowedFd<'_>) -> io::Result<()> {
