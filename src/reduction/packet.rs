@@ -218,22 +218,17 @@ impl Opened {
     /// `EMFILE` at the limit of this process: none is lost, those that are here stay, and the next call
     /// goes on. What others it gives are final: `InvalidData` if there are too many of them.
     pub(crate) fn unload(&mut self) -> io::Result<()> {
+        let malformed = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
         while let Some(carrier) = &self.carrier {
-            match receive_carefully(carrier.as_fd(), &mut [0], &mut self.handles, Mode::Try, false) {
-                Ok(0) => self.carrier = None,
-                Ok(_) if self.handles.len() > MOST_HANDLES => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        "more than 1024 handles in one message",
-                    ));
+            match take_from(carrier.as_fd(), &mut self.handles) {
+                Ok(false) => self.carrier = None,
+                Ok(true) if self.handles.len() > MOST_HANDLES => {
+                    return malformed("more than 1024 handles in one message");
                 }
-                Ok(_) => {}
-                // A carrier is full before it is sent.
+                Ok(true) => {}
+                // It is filled before it is sent.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    return Err(io::Error::new(
-                        io::ErrorKind::InvalidData,
-                        "a carrier of handles has no end",
-                    ));
+                    return malformed("a carrier of handles has no end");
                 }
                 Err(error) => return Err(error),
             }
@@ -269,32 +264,17 @@ pub(crate) fn receive(socket: BorrowedFd<'_>, mode: Mode) -> io::Result<Packet> 
     Ok(Packet::Message { body, attachments: opened.handles })
 }
 
-/// Receives one datagram, and gives its length; 0 is the end. If its descriptors do not fit below the
-/// limit of this process it stays in the socket, and the error is `EMFILE`.
-///
-/// `shared` says that other processes receive from the same socket. Then a datagram for which there
-/// was room when it was looked at may be another's, and the one received instead may, though that is told,
-/// lose its descriptors.
-pub(crate) fn receive_carefully(
-    socket: BorrowedFd<'_>,
-    buf: &mut [u8],
-    fds: &mut Vec<Fd>,
-    mode: Mode,
-    shared: bool,
-) -> io::Result<usize> {
+/// Receives what lies ready in a carrier; false at the end. If the descriptors do not fit below the
+/// limit of this process they stay there, and the error is `EMFILE`.
+fn take_from(carrier: BorrowedFd<'_>, fds: &mut Vec<Fd>) -> io::Result<bool> {
     let before = fds.len();
-    // Looking gives duplicates.
-    let seen = socket::peek(socket, buf, fds, mode)?;
+    let seen = socket::recv_duplicates(carrier, &mut [0], fds, Mode::Try)?;
     if seen.fds_truncated {
         fds.truncate(before);
         return Err(sys::fd::exhausted());
     }
-    if shared {
-        fds.truncate(before);
-        return receive_datagram(socket, buf, fds, Mode::Try);
-    }
-    socket::skip(socket)?;
-    whole(seen)
+    socket::skip(carrier)?;
+    Ok(seen.len > 0)
 }
 
 fn receive_datagram(
@@ -307,10 +287,6 @@ fn receive_datagram(
     if received.fds_truncated {
         return Err(io::Error::other("descriptors were lost: this process is at its limit"));
     }
-    whole(received)
-}
-
-fn whole(received: socket::Received) -> io::Result<usize> {
     if received.truncated {
         return Err(io::Error::other("a message was cut short"));
     }

@@ -181,7 +181,7 @@ pub(crate) fn recv(
 }
 
 /// As [`recv`], but the message stays where it is, and its descriptors are duplicates.
-pub(crate) fn peek(
+pub(crate) fn recv_duplicates(
     fd: BorrowedFd,
     buf: &mut [u8],
     fds: &mut Vec<OwnedFd>,

@@ -60,7 +60,12 @@ pub(crate) fn is_seqpacket(_: RawFd) -> bool {
 pub(crate) fn next_len(_: BorrowedFd<'_>, _: Mode) -> io::Result<usize> {
     unsupported()
 }
-pub(crate) fn peek(_: BorrowedFd<'_>, _: &mut [u8], _: &mut Vec<Fd>, _: Mode) -> io::Result<Received> {
+pub(crate) fn recv_duplicates(
+    _: BorrowedFd<'_>,
+    _: &mut [u8],
+    _: &mut Vec<Fd>,
+    _: Mode,
+) -> io::Result<Received> {
     unsupported()
 }
 pub(crate) fn skip(_: BorrowedFd<'_>) -> io::Result<()> {
