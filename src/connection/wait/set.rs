@@ -108,8 +108,8 @@ impl WaitSet {
         Ok(key)
     }
 
-    /// Removes a member, of which no call that begins later will tell; false if it is not in the set
-    /// any more.
+    /// Removes a member, of which no call that begins later will tell. False if it was removed already, or
+    /// a call has noticed that it is closed.
     pub fn remove(&self, key: WaitKey) -> bool {
         lock(&self.members).remove(key, &self.epoll)
     }
