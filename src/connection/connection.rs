@@ -1,32 +1,88 @@
 //! A connection: both directions in one hand.
 
 use std::fmt;
+use std::future::poll_fn;
+use std::io;
+use std::marker::PhantomData;
 use std::sync::Arc;
 use std::time::Duration;
 
+use async_trait::async_trait;
 use bytes::Bytes;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
+use super::adaptors::{MessageSink, Messages};
+use super::auth;
 use super::halves::{RecvHalf, SendHalf};
 use super::link::{Reader, Writer};
-use super::wait::{Source, sealed};
-use crate::error::Result;
-use crate::reduction::{Codec, MessagePack};
-use crate::sys::Fd;
+use super::receiving::{Receiving, arrived, duplicate};
+use super::sending::Sending;
+use super::wait::{Buffered, Source, sealed};
+use crate::error::{Error, Result};
+use crate::process::reactor;
+use crate::reduction::{Codec, MessagePack, Movable, Moves, Peer};
+use crate::sys::{AsFd, Fd};
 
 /// One end of a connection, over which whole messages go both ways.
 ///
-/// Made by [`pipe`](crate::connection::pipe). It is used from any runtime, also from several in turn; it is
-/// closed when it is dropped.
+/// It is used from any runtime, also from several in turn, and whatever became of those that it was used
+/// on before. Dropping it closes it, and the peer sees the end once it has received what was sent.
+///
+/// # In a message
+/// Sent in a message, or given to a process as an argument, a connection moves: with the message it is
+/// gone from here, and each later call gives [`Error::Closed`]. What was read ahead goes along. If the
+/// message comes to nothing, it is as it was. For an end that several processes use there is
+/// [`share`](Self::share).
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> tokio_multiprocess::Result<()> {
+/// # use tokio_multiprocess::{Connection, pipe};
+/// let (mut here, mut there) = pipe()?;
+/// let (inner, mut other) = pipe()?;
+/// here.send(&inner).await?;
+/// assert!(inner.is_closed());
+/// let mut inner: Connection = there.recv().await?;
+/// inner.send("arrived").await?;
+/// assert_eq!(other.recv::<String>().await?, "arrived");
+/// # Ok(()) }
+/// ```
 pub struct Connection<C = MessagePack> {
-    recv: RecvHalf<C>,
-    send: SendHalf<C>,
+    inner: Movable<Duplex>,
+    codec: PhantomData<fn() -> C>,
+}
+
+/// Both directions over one descriptor.
+#[derive(Debug)]
+pub(super) struct Duplex {
+    recv: Receiving,
+    send: Sending,
+}
+
+impl Duplex {
+    pub(super) fn new(recv: Receiving, mut send: Sending) -> Self {
+        // It ends with its descriptor.
+        send.set_hangs_up(false);
+        Self { recv, send }
+    }
 }
 
 impl<C> Connection<C> {
-    pub(super) fn new(fd: Arc<Fd>, reader: Reader, writer: Writer) -> Self {
-        Self { recv: RecvHalf::new(fd.clone(), reader), send: SendHalf::new(fd, writer) }
+    pub(super) fn new(fd: Fd, reader: Reader, writer: Writer, peer: Peer) -> Self {
+        let fd = Arc::new(fd);
+        Self::of(Duplex::new(Receiving::new(fd.clone(), reader, peer), Sending::new(fd, writer, peer)))
+    }
+
+    pub(super) fn of(duplex: impl Into<Option<Duplex>>) -> Self {
+        Self { inner: Movable::new(duplex), codec: PhantomData }
+    }
+
+    fn recv_half(&mut self) -> Result<&mut Receiving> {
+        Ok(&mut self.inner.get_mut()?.recv)
+    }
+
+    fn send_half(&mut self) -> Result<&mut Sending> {
+        Ok(&mut self.inner.get_mut()?.send)
     }
 
     /// Receives the bytes of the next message: see [`RecvHalf::recv_bytes`].
@@ -34,7 +90,7 @@ impl<C> Connection<C> {
     /// # Cancel safety
     /// As that of [`recv`](Self::recv).
     pub async fn recv_bytes(&mut self) -> Result<Bytes> {
-        self.recv.recv_bytes().await
+        self.recv_half()?.recv_bytes(usize::MAX).await
     }
 
     /// Receives the bytes of the next message into `buf`: see [`RecvHalf::recv_bytes_into`].
@@ -42,28 +98,45 @@ impl<C> Connection<C> {
     /// # Cancel safety
     /// As that of [`recv`](Self::recv).
     pub async fn recv_bytes_into(&mut self, buf: &mut [u8]) -> Result<usize> {
-        self.recv.recv_bytes_into(buf).await
+        self.recv_half()?.recv_bytes_into(buf).await
     }
 
     /// Whether a call to receive would be ready at once: see [`RecvHalf::poll`].
     pub fn poll(&self) -> Result<bool> {
-        self.recv.poll()
+        self.inner.with(|inner| inner.recv.poll())?
     }
 
     /// As [`poll`](Self::poll), after waiting for at most `timeout` by the kernel's clock.
     ///
+    /// # Errors
+    /// When no descriptor is left to wait with.
+    ///
     /// # Cancel safety
     /// Nothing is consumed.
     pub async fn poll_timeout(&self, timeout: Duration) -> Result<bool> {
-        self.recv.poll_timeout(timeout).await
+        let (fd, buffered) = self.readiness()?;
+        Ok(buffered.is_set() || reactor::readable_within(fd.as_fd(), timeout).await?)
     }
 
-    /// Waits until a call to receive would be ready at once: see [`RecvHalf::readable`].
+    /// Waits until a call to receive would be ready at once, and takes nothing: see
+    /// [`RecvHalf::readable`].
+    ///
+    /// # Errors
+    /// When no descriptor is left to wait with.
     ///
     /// # Cancel safety
     /// Nothing is consumed.
     pub async fn readable(&self) -> Result<()> {
-        self.recv.readable().await
+        let (fd, buffered) = self.readiness()?;
+        if !buffered.is_set() {
+            reactor::readable(fd.as_fd()).await?;
+        }
+        Ok(())
+    }
+
+    /// By what one sees that something can be received.
+    pub(super) fn readiness(&self) -> Result<(Arc<Fd>, Arc<Buffered>)> {
+        self.inner.with(|inner| inner.recv.readiness())
     }
 
     /// Sends bytes as they are: see [`SendHalf::send_bytes`].
@@ -71,63 +144,202 @@ impl<C> Connection<C> {
     /// # Cancel safety
     /// As that of [`send`](Self::send).
     pub async fn send_bytes(&mut self, bytes: &[u8]) -> Result<()> {
-        self.send.send_bytes(bytes).await
+        self.send_half()?.send_bytes(bytes).await
     }
 
-    /// Waits until all that was begun is with the kernel.
+    /// Waits until all that was begun, or fed to a [`sink`](Self::sink), is with the kernel.
     ///
     /// # Cancel safety
-    /// The rest goes out with the next call.
+    /// What is left goes out with the next call.
     pub async fn flush(&mut self) -> Result<()> {
-        self.send.flush().await
+        let send = self.send_half()?;
+        poll_fn(|cx| send.poll_flush(cx)).await
+    }
+
+    /// How long a message may be, in bytes, in both directions: 1 GiB unless another maximum is set. The
+    /// peer has its own.
+    pub fn set_max_message(&mut self, max: usize) {
+        if let Ok(Duplex { recv, send }) = self.inner.get_mut() {
+            recv.set_max_message(max);
+            send.set_max_message(max);
+        }
+    }
+
+    /// Another handle of this end, which can be sent to another process while this one stays. Any number
+    /// of processes may then send over the end and receive from it; each message is whole and goes to one
+    /// of them.
+    ///
+    /// From now on neither handle takes more out of the socket than it gives, at a system call or two for
+    /// each message; messages that were fed to a [`sink`](Self::sink) together are received together. If a
+    /// process dies, the messages that it has received are lost, and no others. The peer sees the end when
+    /// the last handle is closed.
+    ///
+    /// # Errors
+    /// [`Error::Closed`]; and on a byte stream (connections of a listener, or of a descriptor), where
+    /// messages of several processes would tear.
+    pub fn share(&mut self) -> Result<Self> {
+        let Duplex { recv, send } = self.inner.get_mut()?;
+        Ok(Self::of(Duplex::new(recv.share()?, send.share()?)))
     }
 
     /// Closes this end; messages that were not received are lost. Later calls are errors
-    /// ([`Error::Closed`](crate::Error::Closed)), but closing again is not.
+    /// ([`Error::Closed`]), but closing again is not.
     pub fn close(&mut self) {
-        self.recv.close();
-        self.send.close();
+        // There is nothing to close if it is closed, or was sent away.
+        let _ = self.inner.take();
     }
 
-    /// Whether it was closed here.
+    /// Whether it was closed here, or has moved to another process.
     pub fn is_closed(&self) -> bool {
-        self.recv.is_closed()
+        self.inner.is_closed()
     }
 
-    /// The two directions, for two tasks.
-    pub fn split(self) -> (RecvHalf<C>, SendHalf<C>) {
-        (self.recv, self.send)
+    /// The same with another codec, which the peer must use as well.
+    pub fn with_codec<D: Codec>(mut self) -> Connection<D> {
+        Connection::of(self.inner.take().ok())
+    }
+
+    /// The two directions, for two tasks. [`RecvHalf::reunite`] puts them together again.
+    pub fn split(mut self) -> (RecvHalf<C>, SendHalf<C>) {
+        let halves = self.inner.take().map(|Duplex { recv, mut send }| {
+            send.set_hangs_up(true);
+            (recv, send)
+        });
+        let (recv, send) = halves.ok().unzip();
+        (RecvHalf::new(recv), SendHalf::new(send))
     }
 }
 
 impl<C: Codec> Connection<C> {
     /// Receives the next message: see [`RecvHalf::recv`].
     ///
+    /// # Errors
+    /// [`Error::Eof`] when the peer is gone and all that it has sent was received, and those of
+    /// [`RecvHalf::recv`].
+    ///
     /// # Cancel safety
     /// Nothing is lost: if the future is dropped, the message is there for the next call.
     pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<T> {
-        self.recv.recv().await
+        self.recv_half()?.recv::<C, T>().await
     }
 
     /// Sends a value as one message: see [`SendHalf::send`].
     ///
+    /// # Errors
+    /// As those of [`SendHalf::send`].
+    ///
     /// # Cancel safety
-    /// If the future is dropped, the message was sent whole or not at all; which of both is not known
-    /// then.
+    /// If the future is dropped before it is ready, the message was not sent.
     pub async fn send<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
-        self.send.send(value).await
+        self.send_half()?.send::<C, T>(value).await
+    }
+
+    /// The messages that arrive as a stream, which ends where [`recv`](Self::recv) gives [`Error::Eof`].
+    pub fn stream<T: DeserializeOwned>(&mut self) -> Messages<&mut Self, T> {
+        Messages::new(self)
+    }
+
+    /// As [`stream`](Self::stream), with the connection inside.
+    pub fn into_stream<T: DeserializeOwned>(self) -> Messages<Self, T> {
+        Messages::new(self)
+    }
+
+    /// A sink for messages, which sends small ones together: see [`SendHalf::sink`].
+    pub fn sink<T: Serialize>(&mut self) -> MessageSink<&mut Self, T> {
+        MessageSink::new(self)
+    }
+
+    /// As [`sink`](Self::sink), with the connection inside.
+    pub fn into_sink<T: Serialize>(self) -> MessageSink<Self, T> {
+        MessageSink::new(self)
     }
 }
 
+impl<C> super::adaptors::Receives for Connection<C> {
+    type Codec = C;
+
+    fn receiving(&mut self) -> Result<&mut Receiving> {
+        self.recv_half()
+    }
+}
+
+impl<C> super::adaptors::Sends for Connection<C> {
+    type Codec = C;
+
+    fn sending(&mut self) -> Result<&mut Sending> {
+        self.send_half()
+    }
+}
+
+/// The handshake runs over messages of bytes.
+#[async_trait]
+impl<C> auth::Link for Connection<C> {
+    async fn send_bytes(&mut self, frame: &[u8]) -> io::Result<()> {
+        Connection::send_bytes(self, frame).await.map_err(into_io)
+    }
+
+    async fn recv_bytes(&mut self, max_len: usize) -> io::Result<Bytes> {
+        match self.recv_half() {
+            Ok(recv) => recv.recv_bytes(max_len).await.map_err(into_io),
+            Err(closed) => Err(into_io(closed)),
+        }
+    }
+}
+
+fn into_io(error: Error) -> io::Error {
+    match error {
+        Error::Io(error) => error,
+        Error::Eof => io::ErrorKind::UnexpectedEof.into(),
+        error @ Error::TooLong { .. } => io::Error::new(io::ErrorKind::InvalidData, error),
+        error => io::Error::other(error),
+    }
+}
+
+/// Says whether it is open.
 impl<C> fmt::Debug for Connection<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.is_closed() { "Connection(closed)" } else { "Connection(open)" })
     }
 }
 
+impl Moves for Duplex {
+    const NAME: &'static str = "connection";
+
+    fn is_shared(&self) -> bool {
+        self.recv.is_shared() && self.send.is_shared()
+    }
+}
+
+impl Serialize for Duplex {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (duplicate(self.recv.fd())?, self.recv.state(), self.send.state()?).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Duplex {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (handle, recv, send) = Deserialize::deserialize(deserializer)?;
+        let fd = arrived(handle)?;
+        Ok(Self::new(Receiving::resume(fd.clone(), recv), Sending::resume(fd, send)))
+    }
+}
+
+/// Moves it to another process: see [above](Self#in-a-message).
+impl<C> Serialize for Connection<C> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.inner.serialize(serializer)
+    }
+}
+
+impl<'de, C> Deserialize<'de> for Connection<C> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self { inner: Movable::deserialize(deserializer)?, codec: PhantomData })
+    }
+}
+
 /// As its receiving half.
 impl<C> sealed::Sealed for Connection<C> {
     fn source(&self) -> Result<Source<'_>> {
-        self.recv.source()
+        self.readiness().map(|(fd, buffered)| Source::buffered(fd, buffered))
     }
 }

@@ -1,132 +1,47 @@
 //! The two directions of a connection, each of which is something by itself.
 
 use std::fmt;
-use std::future::poll_fn;
 use std::marker::PhantomData;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::task::coop;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use super::link::{Delivery, HEADROOM, Parcel, Reader, Writer};
-use super::port::Port;
+use super::adaptors::{MessageSink, Messages};
+use super::connection::{Connection, Duplex};
+use super::receiving::Receiving;
+use super::sending::Sending;
 use super::wait::{Buffered, Source, sealed};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::process::reactor;
-use crate::reduction::{
-    Attachments, Codec, Departures, Incoming, MessagePack, Peer, decode_from, encode_uncommitted,
-};
-use crate::sys::{self, AsFd, Fd};
+use crate::reduction::{Codec, MessagePack, Movable};
+use crate::sys::{AsFd, Fd};
 
-/// How long a message may be unless another maximum is set, in bytes: 1 GiB.
-const MAX_MESSAGE: usize = 1 << 30;
-
-/// How many bytes of room a sender keeps for its next message.
-const KEPT: usize = 64 << 10;
-
-/// The end of a connection that receives.
+/// The end of a connection that receives: of [`simplex_pipe`](super::simplex_pipe), or of
+/// [`Connection::split`].
+///
+/// Sending one in a message moves it, as it does a [`Connection`].
 pub struct RecvHalf<C = MessagePack> {
-    inner: Option<Receiving>,
+    pub(super) inner: Movable<Receiving>,
     codec: PhantomData<fn() -> C>,
 }
 
-#[derive(Debug)]
-struct Receiving {
-    port: Port,
-    reader: Reader,
-    /// Whether the reader holds messages, for who waits for several things.
-    buffered: Arc<Buffered>,
-    peer: Peer,
-    max: usize,
-}
-
-/// The end of a connection that sends.
+/// The end of a connection that sends: of [`simplex_pipe`](super::simplex_pipe), or of
+/// [`Connection::split`].
+///
+/// When it is dropped, the peer sees the end once it has received what was sent, even if the other half
+/// lives on. Messages that were [fed](Self::sink) and not flushed are lost then. Sending one in a message
+/// moves it, as it does a [`Connection`].
 pub struct SendHalf<C = MessagePack> {
-    inner: Option<Sending>,
+    pub(super) inner: Movable<Sending>,
     codec: PhantomData<fn() -> C>,
-}
-
-#[derive(Debug)]
-struct Sending {
-    port: Port,
-    writer: Writer,
-    peer: Peer,
-    max: usize,
-    /// The message that is being sent, after the room for its header.
-    scratch: Vec<u8>,
-}
-
-impl Receiving {
-    /// Receives the next message, of at most `max` bytes or what the connection allows.
-    async fn next(&mut self, max: usize) -> Result<Delivery> {
-        poll_fn(|cx| self.poll_next(max, cx)).await
-    }
-
-    fn decode<C: Codec, T: DeserializeOwned>(&self, message: Delivery) -> Result<T> {
-        let Delivery { body, handles } = message;
-        let message = Incoming { bytes: &body, attachments: handles };
-        decode_from::<C, T>(message, self.peer).map_err(Error::Decode)
-    }
-
-    fn poll_next(&mut self, max: usize, cx: &mut Context<'_>) -> Poll<Result<Delivery>> {
-        let coop = ready!(coop::poll_proceed(cx));
-        let next = ready!(self.reader.poll_next(&mut self.port, max.min(self.max), cx));
-        coop.made_progress();
-        self.buffered.set(self.reader.holds_message());
-        Poll::Ready(next.and_then(|next| next.ok_or(Error::Eof)))
-    }
-}
-
-impl Sending {
-    /// Empties the scratch and encodes a message there.
-    fn encode<C: Codec, T: Serialize + ?Sized>(&mut self, value: &T) -> Result<(Attachments, Departures)> {
-        self.start();
-        encode_uncommitted::<C, T>(value, &mut self.scratch, self.peer).map_err(Error::Encode)
-    }
-
-    fn start(&mut self) {
-        self.scratch.clear();
-        self.scratch.resize(HEADROOM, 0);
-    }
-
-    /// Sends what is in the scratch, and `rest` after it.
-    async fn send(&mut self, rest: &[u8], handles: &Attachments) -> Result<()> {
-        let Self { port, writer, scratch, max, .. } = self;
-        let mut parcel = Parcel::new(scratch, rest, handles);
-        if parcel.len() > *max {
-            return Err(Error::TooLong { len: parcel.len() as u64, max: *max });
-        }
-        let sent = poll_fn(|cx| {
-            let coop = ready!(coop::poll_proceed(cx));
-            let sent = ready!(writer.poll_send(port, &mut parcel, cx));
-            coop.made_progress();
-            Poll::Ready(sent)
-        });
-        sent.await?;
-        if scratch.capacity() > KEPT {
-            *scratch = Vec::new();
-        }
-        Ok(())
-    }
 }
 
 impl<C> RecvHalf<C> {
-    pub(super) fn new(fd: impl Into<Arc<Fd>>, reader: Reader) -> Self {
-        let (port, buffered) = (Port::new(fd), Arc::default());
-        let inner = Receiving { port, reader, buffered, peer: Peer::AnyBuild, max: MAX_MESSAGE };
-        Self { inner: Some(inner), codec: PhantomData }
-    }
-
-    fn here(&mut self) -> Result<&mut Receiving> {
-        self.inner.as_mut().ok_or(Error::Closed("connection"))
-    }
-
-    fn peek(&self) -> Result<&Receiving> {
-        self.inner.as_ref().ok_or(Error::Closed("connection"))
+    pub(super) fn new(inner: impl Into<Option<Receiving>>) -> Self {
+        Self { inner: Movable::new(inner), codec: PhantomData }
     }
 
     /// Receives the bytes of the next message: what [`SendHalf::send_bytes`] has sent, or the encoding
@@ -136,46 +51,43 @@ impl<C> RecvHalf<C> {
     /// As those of [`recv`](Self::recv), but for those of decoding.
     ///
     /// # Cancel safety
-    /// Nothing is lost: the message is there for the next call.
+    /// As that of [`recv`](Self::recv).
     pub async fn recv_bytes(&mut self) -> Result<Bytes> {
-        Ok(self.here()?.next(usize::MAX).await?.body)
+        self.inner.get_mut()?.recv_bytes(usize::MAX).await
     }
 
     /// Receives the bytes of the next message into `buf`, and says how many they are.
     ///
     /// # Errors
-    /// [`Error::BufferTooShort`], with the whole message in it, if `buf` is shorter; else as those of
-    /// [`recv_bytes`](Self::recv_bytes).
+    /// [`Error::BufferTooShort`](crate::Error::BufferTooShort), with the whole message in it, if `buf` is
+    /// shorter; else as those of [`recv_bytes`](Self::recv_bytes).
     ///
     /// # Cancel safety
     /// As that of [`recv`](Self::recv).
     pub async fn recv_bytes_into(&mut self, buf: &mut [u8]) -> Result<usize> {
-        let message = self.recv_bytes().await?;
-        match buf.get_mut(..message.len()) {
-            Some(room) => room.copy_from_slice(&message),
-            None => return Err(Error::BufferTooShort(message)),
-        }
-        Ok(message.len())
+        self.inner.get_mut()?.recv_bytes_into(buf).await
     }
 
-    /// Whether a call to receive would be ready at once: with a message, or with the end. It looks and
-    /// takes nothing, and needs no runtime.
+    /// Whether a call to receive would be ready at once: with a message, an error, or the end. It looks
+    /// and takes nothing, and needs no runtime. Of a shared end, another process may be faster.
     pub fn poll(&self) -> Result<bool> {
-        let inner = self.peek()?;
-        Ok(inner.reader.holds_message() || sys::fd::poll_readable(inner.port.as_fd(), Some(Duration::ZERO))?)
+        self.inner.with(|inner| inner.poll())?
     }
 
     /// As [`poll`](Self::poll), after waiting for at most `timeout` by the kernel's clock.
     ///
+    /// # Errors
+    /// When no descriptor is left to wait with.
+    ///
     /// # Cancel safety
     /// Nothing is consumed.
     pub async fn poll_timeout(&self, timeout: Duration) -> Result<bool> {
-        let inner = self.peek()?;
-        Ok(inner.reader.holds_message() || reactor::readable_within(inner.port.as_fd(), timeout).await?)
+        let (fd, buffered) = self.readiness()?;
+        Ok(buffered.is_set() || reactor::readable_within(fd.as_fd(), timeout).await?)
     }
 
-    /// Waits until a call to receive would be ready at once, and takes nothing. Of a shared end another
-    /// process may be faster.
+    /// Waits until a call to receive would be ready at once, and takes nothing: see
+    /// [`poll`](Self::poll).
     ///
     /// # Errors
     /// When no descriptor is left to wait with.
@@ -183,21 +95,66 @@ impl<C> RecvHalf<C> {
     /// # Cancel safety
     /// Nothing is consumed.
     pub async fn readable(&self) -> Result<()> {
-        if !self.poll()? {
-            reactor::readable(self.peek()?.port.as_fd()).await?;
+        let (fd, buffered) = self.readiness()?;
+        if !buffered.is_set() {
+            reactor::readable(fd.as_fd()).await?;
         }
         Ok(())
     }
 
-    /// Closes this direction; messages that were not received are lost. Later calls are errors
-    /// ([`Error::Closed`]), but closing again is not.
-    pub fn close(&mut self) {
-        self.inner = None;
+    /// By what one sees that something can be received.
+    pub(super) fn readiness(&self) -> Result<(Arc<Fd>, Arc<Buffered>)> {
+        self.inner.with(|inner| inner.readiness())
     }
 
-    /// Whether it was closed here.
+    /// How long a message may be, in bytes: 1 GiB unless another maximum is set.
+    pub fn set_max_message(&mut self, max: usize) {
+        if let Ok(inner) = self.inner.get_mut() {
+            inner.set_max_message(max);
+        }
+    }
+
+    /// Another handle of this end, for another process: see [`Connection::share`].
+    ///
+    /// # Errors
+    /// As those of [`Connection::share`].
+    pub fn share(&mut self) -> Result<Self> {
+        Ok(Self::new(self.inner.get_mut()?.share()?))
+    }
+
+    /// Closes this half; messages that were not received are lost. Later calls are errors
+    /// ([`Error::Closed`](crate::Error::Closed)), but closing again is not.
+    pub fn close(&mut self) {
+        // There is nothing to close if it is closed, or was sent away.
+        let _ = self.inner.take();
+    }
+
+    /// Whether it was closed here, or has moved to another process.
     pub fn is_closed(&self) -> bool {
-        self.inner.is_none()
+        self.inner.is_closed()
+    }
+
+    /// The same with another codec, which the peer must use as well.
+    pub fn with_codec<D: Codec>(mut self) -> RecvHalf<D> {
+        RecvHalf::new(self.inner.take().ok())
+    }
+
+    /// Puts a connection together again.
+    ///
+    /// # Errors
+    /// If the halves do not come from the same [`split`](Connection::split), or one is closed; both are
+    /// in the error.
+    pub fn reunite(mut self, mut send: SendHalf<C>) -> Result<Connection<C>, ReuniteError<C>> {
+        let one = |recv: &mut Receiving| send.inner.with(|send| Arc::ptr_eq(recv.fd(), send.fd()));
+        match self.inner.with(one) {
+            Ok(Ok(true)) => {}
+            _ => return Err(ReuniteError(self, send)),
+        }
+        match (self.inner.take(), send.inner.take()) {
+            (Ok(recv), Ok(send)) => Ok(Connection::of(Duplex::new(recv, send))),
+            // Nobody else could have taken them since.
+            _ => Err(ReuniteError(self, send)),
+        }
     }
 }
 
@@ -205,33 +162,36 @@ impl<C: Codec> RecvHalf<C> {
     /// Receives the next message.
     ///
     /// # Errors
-    /// [`Error::Eof`] when the peer is gone and all that it has sent was received. [`Error::Decode`] if
-    /// the message is no `T`, and [`Error::TooLong`] if it is over the maximum: that message is gone then,
-    /// and the next one can be received.
+    /// [`Error::Eof`](crate::Error::Eof) when the peer is gone and all that it has sent was received;
+    /// [`Error::Decode`](crate::Error::Decode) if the message is no `T`, and
+    /// [`Error::TooLong`](crate::Error::TooLong) if it is over the maximum: that message is gone then,
+    /// and the next one can be received. When there are no numbers left for the descriptors that come
+    /// with a message, that is an error, which can be tried again unless it says that they are lost.
+    ///
+    /// # Panics
+    /// If it has to wait outside of a runtime with I/O.
     ///
     /// # Cancel safety
     /// Nothing is lost: if the future is dropped, the message is there for the next call.
     pub async fn recv<T: DeserializeOwned>(&mut self) -> Result<T> {
-        let inner = self.here()?;
-        let message = inner.next(usize::MAX).await?;
-        inner.decode::<C, T>(message)
+        self.inner.get_mut()?.recv::<C, T>().await
+    }
+
+    /// The messages as a stream, which ends where [`recv`](Self::recv) gives
+    /// [`Error::Eof`](crate::Error::Eof).
+    pub fn stream<T: DeserializeOwned>(&mut self) -> Messages<&mut Self, T> {
+        Messages::new(self)
+    }
+
+    /// As [`stream`](Self::stream), with the half inside.
+    pub fn into_stream<T: DeserializeOwned>(self) -> Messages<Self, T> {
+        Messages::new(self)
     }
 }
 
 impl<C> SendHalf<C> {
-    pub(super) fn new(fd: impl Into<Arc<Fd>>, writer: Writer) -> Self {
-        let inner = Sending {
-            port: Port::new(fd),
-            writer,
-            peer: Peer::AnyBuild,
-            max: MAX_MESSAGE,
-            scratch: Vec::new(),
-        };
-        Self { inner: Some(inner), codec: PhantomData }
-    }
-
-    fn here(&mut self) -> Result<&mut Sending> {
-        self.inner.as_mut().ok_or(Error::Closed("connection"))
+    pub(super) fn new(inner: impl Into<Option<Sending>>) -> Self {
+        Self { inner: Movable::new(inner), codec: PhantomData }
     }
 
     /// Sends bytes as they are: one message, also if there are none.
@@ -242,68 +202,142 @@ impl<C> SendHalf<C> {
     /// # Cancel safety
     /// As that of [`send`](Self::send).
     pub async fn send_bytes(&mut self, bytes: &[u8]) -> Result<()> {
-        let inner = self.here()?;
-        inner.start();
-        inner.send(bytes, &Attachments::new()).await
+        self.inner.get_mut()?.send_bytes(bytes).await
     }
 
-    /// Waits until all that was begun is with the kernel.
+    /// Waits until all that was begun, or fed to a [`sink`](Self::sink), is with the kernel.
     ///
     /// # Cancel safety
-    /// The rest goes out with the next call.
+    /// What is left goes out with the next call.
     pub async fn flush(&mut self) -> Result<()> {
-        let Sending { port, writer, .. } = self.here()?;
-        poll_fn(|cx| writer.poll_flush(port, cx)).await
+        let inner = self.inner.get_mut()?;
+        std::future::poll_fn(|cx| inner.poll_flush(cx)).await
     }
 
-    /// Closes this direction. Later calls are errors ([`Error::Closed`]), but closing again is not.
+    /// How long a message may be, in bytes: 1 GiB unless another maximum is set. The peer has its own.
+    pub fn set_max_message(&mut self, max: usize) {
+        if let Ok(inner) = self.inner.get_mut() {
+            inner.set_max_message(max);
+        }
+    }
+
+    /// Another handle of this end, for another process: see [`Connection::share`].
+    ///
+    /// # Errors
+    /// As those of [`Connection::share`].
+    pub fn share(&mut self) -> Result<Self> {
+        Ok(Self::new(self.inner.get_mut()?.share()?))
+    }
+
+    /// Closes this half, as dropping it does. Later calls are errors
+    /// ([`Error::Closed`](crate::Error::Closed)), but closing again is not.
     pub fn close(&mut self) {
-        self.inner = None;
+        // There is nothing to close if it is closed, or was sent away.
+        if let Ok(inner) = self.inner.take() {
+            inner.close();
+        }
     }
 
-    /// Whether it was closed here.
+    /// Whether it was closed here, or has moved to another process.
     pub fn is_closed(&self) -> bool {
-        self.inner.is_none()
+        self.inner.is_closed()
+    }
+
+    /// The same with another codec, which the peer must use as well.
+    pub fn with_codec<D: Codec>(mut self) -> SendHalf<D> {
+        SendHalf::new(self.inner.take().ok())
     }
 }
 
 impl<C: Codec> SendHalf<C> {
-    /// Sends a value as one message, and waits until there is room for it.
+    /// Sends a value as one message, and waits until there is room for it. Handles in it go along:
+    /// connections move, all else is duplicated.
     ///
     /// # Errors
-    /// [`Error::Encode`] if the value cannot be written, [`Error::TooLong`] if it is over the maximum: then
-    /// nothing was sent. A broken pipe (see [`Error::is_eof`]) if nobody is there to receive it.
+    /// [`Error::Encode`](crate::Error::Encode) if the value cannot be written,
+    /// [`Error::TooLong`](crate::Error::TooLong) if it is over the maximum, a broken pipe (see
+    /// [`Error::is_eof`](crate::Error::is_eof)) if nobody is there to receive it. Nothing was sent then,
+    /// and what would have moved is still here.
+    ///
+    /// # Panics
+    /// If it has to wait outside of a runtime with I/O.
     ///
     /// # Cancel safety
-    /// If the future is dropped, the message was sent whole or not at all; which of both is not known
-    /// then.
+    /// If the future is dropped before it is ready, the message was not sent.
     pub async fn send<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
-        let inner = self.here()?;
-        let (handles, departures) = inner.encode::<C, T>(value)?;
-        inner.send(&[], &handles).await?;
-        departures.commit();
-        Ok(())
+        self.inner.get_mut()?.send::<C, T>(value).await
+    }
+
+    /// A sink for messages, which gathers small ones until it is flushed or there are 32 KiB of them:
+    /// they go out together, at a fraction of the cost.
+    pub fn sink<T: Serialize>(&mut self) -> MessageSink<&mut Self, T> {
+        MessageSink::new(self)
+    }
+
+    /// As [`sink`](Self::sink), with the half inside.
+    pub fn into_sink<T: Serialize>(self) -> MessageSink<Self, T> {
+        MessageSink::new(self)
     }
 }
 
-impl<C> fmt::Debug for RecvHalf<C> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = if self.is_closed() { "closed" } else { "open" };
-        write!(f, "RecvHalf({state})")
+impl<C> Drop for SendHalf<C> {
+    fn drop(&mut self) {
+        self.close();
     }
 }
 
-impl<C> fmt::Debug for SendHalf<C> {
+/// Two halves that do not belong together.
+pub struct ReuniteError<C = MessagePack>(
+    /// The half that receives.
+    pub RecvHalf<C>,
+    /// The half that sends.
+    pub SendHalf<C>,
+);
+
+impl<C> fmt::Debug for ReuniteError<C> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let state = if self.is_closed() { "closed" } else { "open" };
-        write!(f, "SendHalf({state})")
+        f.debug_tuple("ReuniteError").field(&self.0).field(&self.1).finish()
     }
 }
+
+impl<C> fmt::Display for ReuniteError<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("these are not the two halves of one connection")
+    }
+}
+
+impl<C> std::error::Error for ReuniteError<C> {}
+
+macro_rules! travels {
+    ($($half:ident)*) => {$(
+        /// Says whether it is open.
+        impl<C> fmt::Debug for $half<C> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                let state = if self.is_closed() { "closed" } else { "open" };
+                write!(f, concat!(stringify!($half), "({})"), state)
+            }
+        }
+
+        /// Moves it to another process: see [`Connection`].
+        impl<C> Serialize for $half<C> {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                self.inner.serialize(serializer)
+            }
+        }
+
+        impl<'de, C> Deserialize<'de> for $half<C> {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Ok(Self { inner: Movable::deserialize(deserializer)?, codec: PhantomData })
+            }
+        }
+    )*};
+}
+
+travels!(RecvHalf SendHalf);
 
 /// Ready when a message, its end or an error is there.
 impl<C> sealed::Sealed for RecvHalf<C> {
     fn source(&self) -> Result<Source<'_>> {
-        let inner = self.peek()?;
-        Ok(Source::buffered(inner.port.fd().clone(), inner.buffered.clone()))
+        self.readiness().map(|(fd, buffered)| Source::buffered(fd, buffered))
     }
 }

@@ -3,6 +3,7 @@
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
+use serde::{Deserialize, Serialize};
 
 use super::packets;
 use super::port::Port;
@@ -49,8 +50,8 @@ impl<'a> Parcel<'a> {
     }
 }
 
-/// The end of a link that receives.
-#[derive(Debug)]
+/// The end of a link that receives. In a message it takes along what was read ahead.
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reader {
     Packets(packets::Reader),
 }
@@ -74,10 +75,27 @@ impl Reader {
             Self::Packets(packets) => packets.holds_message(),
         }
     }
+
+    /// Another reader of the same descriptor. From now on neither reads ahead, and each message goes to
+    /// one of them.
+    ///
+    /// # Errors
+    /// Where messages would tear.
+    pub(crate) fn share(&mut self) -> Result<Self> {
+        match self {
+            Self::Packets(packets) => Ok(Self::Packets(packets.share())),
+        }
+    }
+
+    pub(crate) fn is_shared(&self) -> bool {
+        match self {
+            Self::Packets(packets) => packets.is_shared(),
+        }
+    }
 }
 
 /// The end of a link that sends.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Writer {
     Packets(packets::Writer),
 }
@@ -100,6 +118,22 @@ impl Writer {
         match self {
             // A packet is with the kernel, or was never begun.
             Self::Packets(_) => Poll::Ready(Ok(())),
+        }
+    }
+
+    /// Another writer to the same descriptor.
+    ///
+    /// # Errors
+    /// As those of [`Reader::share`].
+    pub(crate) fn share(&mut self) -> Result<Self> {
+        match self {
+            Self::Packets(packets) => Ok(Self::Packets(packets.share())),
+        }
+    }
+
+    pub(crate) fn is_shared(&self) -> bool {
+        match self {
+            Self::Packets(packets) => packets.is_shared(),
         }
     }
 }

@@ -3,6 +3,7 @@
 //! [`auth`] is the handshake by which both ends of a fresh connection prove that they hold the same
 //! [`AuthKey`](crate::AuthKey) before anything else is read from it.
 
+mod adaptors;
 pub mod auth;
 #[allow(clippy::module_inception, reason = "the type's own file")]
 mod connection;
@@ -11,10 +12,13 @@ mod link;
 mod packets;
 mod pipe;
 mod port;
+mod receiving;
+mod sending;
 mod wait;
 
+pub use adaptors::{MessageSink, Messages};
 pub use auth::AuthError;
 pub use connection::Connection;
-pub use halves::{RecvHalf, SendHalf};
+pub use halves::{RecvHalf, ReuniteError, SendHalf};
 pub use pipe::{pipe, simplex_pipe};
 pub use wait::{WaitKey, WaitSet, Waitable, wait, wait_timeout};

@@ -9,13 +9,15 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
 use super::link::{Delivery, FRAME_HEAD, HEADROOM, Parcel};
 use super::port::Port;
 use crate::error::{Error, Result};
-use crate::reduction::packet::{self, Body, INLINE, Packed};
+use crate::reduction::Handle;
+use crate::reduction::packet::{self, Body, INLINE, Opened, Packed};
 use crate::sys::socket::{self, BATCH, Datagram, Mode};
-use crate::sys::{self, AsFd, BorrowedFd};
+use crate::sys::{self, AsFd, BorrowedFd, Fd};
 
 /// How long to wait for what nobody tells of: memory, or descriptors that are under way.
 const SHORTAGE: Duration = Duration::from_millis(1);
@@ -25,27 +27,44 @@ const SHORTAGE: Duration = Duration::from_millis(1);
 const SMALL: usize = 1 << 10;
 const GATHERED: usize = 64 << 10;
 
+/// After how many messages without descriptors none is expected any more.
+const CAUTION: u8 = 64;
+
 /// What has arrived and was not received yet.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 enum Arrived {
     /// Messages without handles, each after its length.
+    #[serde(deserialize_with = "frames")]
     Frames(Bytes),
-    Message(Delivery),
+    Packet(Unopened),
     /// A message that cannot be received.
+    #[serde(with = "lost")]
     Lost(Error),
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Reader {
     arrived: VecDeque<Arrived>,
-    /// How many messages to ask the socket for.
-    appetite: usize,
+    /// Others receive from the same socket.
+    shared: bool,
     ended: bool,
+    /// How many messages the socket last had, and one.
+    #[serde(skip)]
+    appetite: usize,
+    /// How many messages are still looked at before they are taken, as descriptors came with one before
+    /// them: what finds no numbers here for its descriptors stays in the socket.
+    #[serde(skip)]
+    caution: u8,
 }
 
 impl Reader {
-    pub(crate) fn new() -> Self {
-        Self { arrived: VecDeque::new(), appetite: 1, ended: false }
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    pub(crate) fn share(&mut self) -> Self {
+        self.shared = true;
+        Self { shared: true, ..Self::default() }
     }
 
     pub(crate) fn holds_message(&self) -> bool {
@@ -76,18 +95,27 @@ impl Reader {
                     if frames.is_empty() {
                         self.arrived.pop_front();
                     }
-                    if len > max {
-                        return Err(Error::TooLong { len: len as u64, max });
-                    }
-                    return Ok(Some(Some(Delivery { body, handles: Vec::new() })));
+                    return deliver(Delivery { body, handles: Vec::new() }, max);
                 }
-                Some(_) => match self.arrived.pop_front() {
-                    Some(Arrived::Message(message)) => return Ok(Some(Some(message))),
-                    Some(Arrived::Lost(why)) => return Err(why),
-                    _ => {}
-                },
+                Some(Arrived::Packet(packet)) => {
+                    // What does not fit below the limit of descriptors stays here until it does.
+                    if let Err(error) = packet.opened.unload() {
+                        if !sys::fd::is_exhausted(&error) {
+                            self.arrived.pop_front();
+                        }
+                        return Err(error.into());
+                    }
+                    let message = packet.deliver(max);
+                    self.arrived.pop_front();
+                    return message.map(|message| Some(Some(message)));
+                }
+                Some(Arrived::Lost(why)) => {
+                    let why = std::mem::replace(why, Error::Eof);
+                    self.arrived.pop_front();
+                    return Err(why);
+                }
                 None if self.ended => return Ok(Some(None)),
-                None => match self.fill(port.as_fd(), max) {
+                None => match self.fill(port.as_fd()) {
                     Ok(true) => {}
                     Ok(false) => port.clear_readable(),
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -101,25 +129,36 @@ impl Reader {
     }
 
     /// Takes what waits in the socket, and says whether there may be more.
-    fn fill(&mut self, socket: BorrowedFd<'_>, max: usize) -> io::Result<bool> {
+    fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
+        let cautious = self.shared || self.caution > 0;
+        if cautious {
+            let mut room = true;
+            socket::peek(socket, |datagram| room = !datagram.fds_truncated)?;
+            if !room {
+                return Err(sys::fd::exhausted());
+            }
+        }
+        let asked = if cautious { 1 } else { self.appetite.clamp(1, BATCH) };
         let mut frames = Vec::new();
-        let asked = self.appetite;
         let count = socket::recv_batch(socket, asked, |datagram| {
-            if self.ended || (frames.len() < GATHERED && take_frames(&datagram, &mut frames)) {
+            if self.ended {
                 return;
             }
-            self.close_frames(&mut frames);
-            if take_frames(&datagram, &mut frames) {
-                return;
+            self.caution = if datagram.fds.is_empty() { self.caution.saturating_sub(1) } else { CAUTION };
+            if frames.len() > GATHERED {
+                self.close_frames(&mut frames);
             }
-            match arrived(datagram, max) {
-                Some(arrived) => self.arrived.push_back(arrived),
-                None => self.ended = true,
+            if !take_frames(&datagram, &mut frames) {
+                self.close_frames(&mut frames);
+                match arrived(datagram) {
+                    Some(arrived) => self.arrived.push_back(arrived),
+                    None => self.ended = true,
+                }
             }
         })?;
         self.close_frames(&mut frames);
         let more = count == asked;
-        self.appetite = if more { (2 * asked).min(BATCH) } else { count + 1 };
+        self.appetite = if more { 2 * asked } else { count + 1 };
         Ok(more)
     }
 
@@ -161,34 +200,109 @@ fn is_run_of_frames(mut bytes: &[u8]) -> bool {
     false
 }
 
-/// Takes a message apart; `None` is the end.
-fn arrived(datagram: Datagram<'_>, max: usize) -> Option<Arrived> {
+fn deliver(message: Delivery, max: usize) -> Result<Option<Option<Delivery>>> {
+    match message.body.len() {
+        len if len > max => Err(Error::TooLong { len: len as u64, max }),
+        _ => Ok(Some(Some(message))),
+    }
+}
+
+/// A message that is not just a few bytes.
+#[derive(Debug)]
+struct Unopened {
+    opened: Opened,
+    inline: Bytes,
+}
+
+impl Unopened {
+    fn new(head: u8, fds: Vec<Fd>, inline: &[u8]) -> Option<Self> {
+        let opened = packet::open(head, fds)?;
+        let inline = match opened.body {
+            Body::Inline => Bytes::copy_from_slice(inline),
+            Body::Memfd(_) => Bytes::new(),
+            Body::Batch => return None,
+        };
+        Some(Self { opened, inline })
+    }
+
+    fn deliver(&mut self, max: usize) -> Result<Delivery> {
+        let body = self.opened.body.bytes(|| self.inline.clone(), max)?;
+        Ok(Delivery { body, handles: std::mem::take(&mut self.opened.handles) })
+    }
+}
+
+/// As it arrived.
+impl Serialize for Unopened {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let (head, fds) = self.opened.parts();
+        let handles: io::Result<Vec<_>> = fds.iter().map(|fd| fd.try_clone().map(Handle::new)).collect();
+        (head, handles.map_err(ser::Error::custom)?, &self.inline).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Unopened {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (head, handles, inline) = <(u8, Vec<Handle>, Bytes)>::deserialize(deserializer)?;
+        let fds: io::Result<_> = handles.into_iter().map(Handle::into_fd).collect();
+        Self::new(head, fds.map_err(de::Error::custom)?, &inline)
+            .ok_or_else(|| de::Error::custom("malformed message"))
+    }
+}
+
+/// Takes a datagram apart; `None` is the end.
+fn arrived(datagram: Datagram<'_>) -> Option<Arrived> {
     let (head, bytes) = datagram.bytes.split_first()?;
-    let message = if datagram.truncated {
-        Err(Error::Malformed("it is longer than any packet"))
+    let lost = if datagram.truncated {
+        Error::Malformed("it is longer than any packet")
     } else if datagram.fds_truncated {
-        Err(Error::Io(sys::fd::exhausted()))
+        io::Error::other("it came with descriptors for which there was no room, and is lost").into()
     } else {
-        message(*head, bytes, datagram.fds, max)
+        match Unopened::new(*head, datagram.fds, bytes) {
+            Some(packet) => return Some(Arrived::Packet(packet)),
+            None => Error::Malformed("it is no packet of this crate's"),
+        }
     };
-    Some(message.map_or_else(Arrived::Lost, Arrived::Message))
+    Some(Arrived::Lost(lost))
 }
 
-fn message(head: u8, bytes: &[u8], handles: Vec<sys::Fd>, max: usize) -> Result<Delivery> {
-    let opened = packet::open(head, handles).filter(|opened| !matches!(opened.body, Body::Batch));
-    let mut opened = opened.ok_or(Error::Malformed("it is no packet of this crate's"))?;
-    opened.unload()?;
-    let body = opened.body.bytes(|| Bytes::copy_from_slice(bytes), max)?;
-    Ok(Delivery { body, handles: opened.handles })
+/// Frames from a message: from whomever, so they are looked at.
+fn frames<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Bytes, D::Error> {
+    let frames = Bytes::deserialize(deserializer)?;
+    if is_run_of_frames(&frames) { Ok(frames) } else { Err(de::Error::custom("malformed messages")) }
 }
 
-#[derive(Debug, Default)]
+/// An error in a message keeps its text.
+mod lost {
+    use super::*;
+
+    pub(super) fn serialize<S: Serializer>(error: &Error, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(error)
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Error, D::Error> {
+        Ok(io::Error::other(String::deserialize(deserializer)?).into())
+    }
+}
+
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct Writer {
+    /// Others send over the same socket.
+    shared: bool,
     /// When to try again, if there was a shortage.
+    #[serde(skip)]
     retry: Option<Port>,
 }
 
 impl Writer {
+    pub(crate) fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    pub(crate) fn share(&mut self) -> Self {
+        self.shared = true;
+        Self { shared: true, retry: None }
+    }
+
     pub(crate) fn poll_send(
         &mut self,
         port: &mut Port,
@@ -233,7 +347,7 @@ fn is_packed(parcel: &mut Parcel<'_>) -> io::Result<bool> {
     let packed = match &mut parcel.packed {
         Some(packed) => packed,
         None => {
-            let packed = Packed::new(parcel.front.len() - HEADROOM + parcel.rest.len(), parcel.handles)?;
+            let packed = Packed::new(parcel.len(), parcel.handles)?;
             parcel.packed.insert(packed)
         }
     };

@@ -1,12 +1,12 @@
 //! Pairs of connected ends.
 
-use std::sync::Arc;
-
 use super::connection::Connection;
 use super::halves::{RecvHalf, SendHalf};
 use super::link::{Reader, Writer};
-use super::packets;
+use super::receiving::Receiving;
+use super::sending::Sending;
 use crate::error::Result;
+use crate::reduction::Peer;
 use crate::sys::{Fd, socket};
 
 /// Two connected ends, each of which sends and receives. Python's `Pipe()`.
@@ -39,15 +39,15 @@ pub fn pipe() -> Result<(Connection, Connection)> {
 pub fn simplex_pipe() -> Result<(RecvHalf, SendHalf)> {
     let (a, b) = socket::seqpacket_pair()?;
     Ok((
-        RecvHalf::new(a, Reader::Packets(packets::Reader::new())),
-        SendHalf::new(b, Writer::Packets(packets::Writer::default())),
+        RecvHalf::new(Receiving::new(a.into(), Reader::Packets(Default::default()), FAMILY)),
+        SendHalf::new(Sending::new(b.into(), Writer::Packets(Default::default()), FAMILY)),
     ))
 }
 
+/// Wherever the ends travel, they stay in the family.
+const FAMILY: Peer = Peer::AnyBuild;
+
 fn end(socket: Fd) -> Connection {
-    Connection::new(
-        Arc::new(socket),
-        Reader::Packets(packets::Reader::new()),
-        Writer::Packets(packets::Writer::default()),
-    )
+    let (reader, writer) = (Reader::Packets(Default::default()), Writer::Packets(Default::default()));
+    Connection::new(socket, reader, writer, FAMILY)
 }

@@ -10,14 +10,12 @@
 
 mod blob;
 mod codec;
-#[allow(dead_code, reason = "connections are made of it")]
 mod movable;
 pub(crate) mod packet;
 mod transfer;
 
 pub use blob::Blob;
 pub use codec::{Codec, CodecError, MessagePack};
-#[allow(unused_imports, reason = "as above")]
 pub(crate) use movable::{Movable, Moves};
 use transfer::Copies;
 pub(crate) use transfer::set_other_build_than_parent;

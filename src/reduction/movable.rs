@@ -69,8 +69,9 @@ impl<T> Place<T> {
 }
 
 impl<T: Moves> Movable<T> {
-    pub(crate) fn new(object: T) -> Self {
-        Self(Mutex::new(Place::Here(object)))
+    /// The cell of an object, or of none as it was closed before.
+    pub(crate) fn new(object: impl Into<Option<T>>) -> Self {
+        Self(Mutex::new(object.into().map_or(Place::Gone, Place::Here)))
     }
 
     /// The object, if it is here.
@@ -97,6 +98,11 @@ impl<T: Moves> Movable<T> {
             Place::Here(object) => Ok(object),
             Place::InTransit(_) | Place::Gone => Err(Error::Closed(T::NAME)),
         }
+    }
+
+    /// Whether it is neither here nor about to be back.
+    pub(crate) fn is_closed(&self) -> bool {
+        self.with(|_| ()).is_err()
     }
 
     /// A panic while it was locked has left the object where it was.

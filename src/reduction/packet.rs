@@ -212,6 +212,21 @@ pub(crate) fn open(head: u8, mut fds: Vec<Fd>) -> Option<Opened> {
 }
 
 impl Opened {
+    /// What [`open`] would make the same of.
+    pub(crate) fn parts(&self) -> (u8, Vec<&Fd>) {
+        let (mut head, mut fds) = (0, Vec::new());
+        if let Body::Memfd(memfd) = &self.body {
+            head |= BODY_IN_MEMFD;
+            fds.push(memfd);
+        }
+        if let Some(carrier) = &self.carrier {
+            head |= CARRIER;
+            fds.push(carrier);
+        }
+        fds.extend(&self.handles);
+        (head, fds)
+    }
+
     /// Has all descriptors out of the carrier.
     ///
     /// # Errors

@@ -11,7 +11,7 @@ use nix::sys::socket::{
 
 mod batch;
 
-pub(crate) use batch::{BATCH, Datagram, recv_batch};
+pub(crate) use batch::{BATCH, Datagram, peek, recv_batch};
 
 /// The most descriptors that the kernel takes beside one message.
 pub(crate) const MAX_FDS: usize = 253;

@@ -29,6 +29,9 @@ pub(crate) struct Datagram<'a> {
 pub(crate) fn recv_batch(_: BorrowedFd<'_>, _: usize, _: impl FnMut(Datagram<'_>)) -> io::Result<usize> {
     unsupported()
 }
+pub(crate) fn peek(_: BorrowedFd<'_>, _: impl FnMut(Datagram<'_>)) -> io::Result<()> {
+    unsupported()
+}
 pub(crate) fn try_send_bytes(_: BorrowedFd<'_>, _: &[u8]) -> io::Result<()> {
     unsupported()
 }

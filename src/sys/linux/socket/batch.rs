@@ -44,9 +44,22 @@ thread_local! {
 ///
 /// # Errors
 /// `WouldBlock` if there is none.
-pub(crate) fn recv_batch(
+pub(crate) fn recv_batch(fd: BorrowedFd, most: usize, take: impl FnMut(Datagram<'_>)) -> io::Result<usize> {
+    receive(fd, most, 0, take)
+}
+
+/// Gives `take` the next message, which stays where it is; its descriptors are duplicates.
+///
+/// # Errors
+/// `WouldBlock` if there is none.
+pub(crate) fn peek(fd: BorrowedFd, take: impl FnMut(Datagram<'_>)) -> io::Result<()> {
+    receive(fd, 1, libc::MSG_PEEK, take).map(drop)
+}
+
+fn receive(
     fd: BorrowedFd,
     most: usize,
+    flags: libc::c_int,
     mut take: impl FnMut(Datagram<'_>),
 ) -> io::Result<usize> {
     SCRATCH.with_borrow_mut(|scratch| {
@@ -68,7 +81,7 @@ pub(crate) fn recv_batch(
             header.msg_controllen = CONTROL_LEN as _;
         }
         let count = loop {
-            let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+            let flags = flags | libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
             // SAFETY: the first `most` headers each point to one `iovec`, with a slot of its own, and to
             // control data of their own, with the true lengths; all of it lives past the call.
             let result = unsafe {

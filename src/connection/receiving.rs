@@ -1,0 +1,155 @@
+//! The receiving direction, whoever holds it.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tokio::task::coop;
+
+use super::link::{Delivery, Reader};
+use super::port::Port;
+use super::wait::Buffered;
+use crate::error::{Error, Result};
+use crate::reduction::{Codec, Handle, Incoming, Moves, Peer, decode_from, writer};
+use crate::sys::{self, AsFd, Fd};
+
+/// How long a message may be unless another maximum is set, in bytes: 1 GiB.
+pub(super) const MAX_MESSAGE: usize = 1 << 30;
+
+/// A descriptor and what receives from it.
+#[derive(Debug)]
+pub(super) struct Receiving {
+    port: Port,
+    reader: Reader,
+    /// Whether the reader holds messages, for who waits for several things.
+    buffered: Arc<Buffered>,
+    /// Who writes the messages.
+    peer: Peer,
+    max: usize,
+}
+
+impl Receiving {
+    pub(super) fn new(fd: Arc<Fd>, reader: Reader, peer: Peer) -> Self {
+        Self { port: Port::new(fd), reader, buffered: Arc::default(), peer, max: MAX_MESSAGE }
+    }
+
+    pub(super) fn poll_next(&mut self, max: usize, cx: &mut Context<'_>) -> Poll<Result<Delivery>> {
+        let coop = ready!(coop::poll_proceed(cx));
+        let next = ready!(self.reader.poll_next(&mut self.port, max.min(self.max), cx));
+        coop.made_progress();
+        self.buffered.set(self.reader.holds_message());
+        Poll::Ready(next.and_then(|next| next.ok_or(Error::Eof)))
+    }
+
+    pub(super) async fn recv_bytes(&mut self, max: usize) -> Result<Bytes> {
+        // Handles that came along are closed: nobody could name them.
+        Ok(poll_fn(|cx| self.poll_next(max, cx)).await?.body)
+    }
+
+    pub(super) async fn recv_bytes_into(&mut self, buf: &mut [u8]) -> Result<usize> {
+        let message = self.recv_bytes(usize::MAX).await?;
+        match buf.get_mut(..message.len()) {
+            Some(room) => room.copy_from_slice(&message),
+            None => return Err(Error::BufferTooShort(message)),
+        }
+        Ok(message.len())
+    }
+
+    pub(super) async fn recv<C: Codec, T: DeserializeOwned>(&mut self) -> Result<T> {
+        poll_fn(|cx| self.poll_recv::<C, T>(cx)).await
+    }
+
+    pub(super) fn poll_recv<C: Codec, T: DeserializeOwned>(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<T>> {
+        let Delivery { body, handles } = ready!(self.poll_next(usize::MAX, cx))?;
+        let message = Incoming { bytes: &body, attachments: handles };
+        Poll::Ready(decode_from::<C, T>(message, self.peer).map_err(Error::Decode))
+    }
+
+    /// Whether a call to receive would be ready at once.
+    pub(super) fn poll(&self) -> Result<bool> {
+        Ok(self.holds_message() || sys::fd::poll_readable(self.port.as_fd(), Some(Duration::ZERO))?)
+    }
+
+    pub(super) fn holds_message(&self) -> bool {
+        self.reader.holds_message()
+    }
+
+    /// By what one sees that something can be received, for who waits without holding on to this.
+    pub(super) fn readiness(&self) -> (Arc<Fd>, Arc<Buffered>) {
+        (self.port.fd().clone(), self.buffered.clone())
+    }
+
+    pub(super) fn set_max_message(&mut self, max: usize) {
+        self.max = max;
+    }
+
+    /// Another hand on the same descriptor. From now on neither takes more than it receives.
+    pub(super) fn share(&mut self) -> Result<Self> {
+        let reader = self.reader.share()?;
+        Ok(Self { max: self.max, ..Self::new(self.port.fd().clone(), reader, self.peer) })
+    }
+
+    pub(super) fn fd(&self) -> &Arc<Fd> {
+        self.port.fd()
+    }
+
+    /// What the other process has to know, but for the descriptor.
+    pub(super) fn state(&self) -> impl Serialize {
+        (&self.reader, self.peer.is_family(), self.max)
+    }
+
+    pub(super) fn resume(fd: Arc<Fd>, state: ReceivingState) -> Self {
+        let ReceivingState(reader, is_family, max) = state;
+        let this = Self { max, ..Self::new(fd, reader, peer(is_family)) };
+        this.buffered.set(this.holds_message());
+        this
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct ReceivingState(Reader, bool, usize);
+
+/// Who is at the other end of what has arrived in a message. A stranger may not say that somebody is of
+/// the family.
+pub(super) fn peer(is_family: bool) -> Peer {
+    if is_family && writer().is_some_and(Peer::is_family) { Peer::AnyBuild } else { Peer::Stranger }
+}
+
+/// A duplicate, for a message.
+pub(super) fn duplicate<E: serde::ser::Error>(fd: &Arc<Fd>) -> Result<Handle, E> {
+    fd.try_clone().map(Handle::new).map_err(E::custom)
+}
+
+/// What arrived in a message.
+pub(super) fn arrived<E: serde::de::Error>(handle: Handle) -> Result<Arc<Fd>, E> {
+    handle.into_fd().map(Arc::new).map_err(E::custom)
+}
+
+impl Moves for Receiving {
+    const NAME: &'static str = "connection";
+
+    fn is_shared(&self) -> bool {
+        // What it holds is for one process alone.
+        self.reader.is_shared() && !self.holds_message()
+    }
+}
+
+impl Serialize for Receiving {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (duplicate(self.fd())?, self.state()).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Receiving {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (handle, state) = Deserialize::deserialize(deserializer)?;
+        Ok(Self::resume(arrived(handle)?, state))
+    }
+}

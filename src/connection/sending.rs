@@ -1,0 +1,256 @@
+//! The sending direction, whoever holds it.
+
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use tokio::task::coop;
+
+use super::link::{FRAME_HEAD, HEADROOM, Parcel, Writer};
+use super::port::Port;
+use super::receiving::{MAX_MESSAGE, arrived, duplicate, peer};
+use crate::error::{Error, Result};
+use crate::reduction::packet::Packed;
+use crate::reduction::{Attachments, Codec, Departures, Moves, Peer, encode_uncommitted};
+use crate::sys::{AsFd, Fd, socket};
+
+/// How many bytes of room are kept for the next message.
+const KEPT: usize = 64 << 10;
+
+/// How many bytes are gathered before they are sent, and how long a message may be to be gathered.
+const BATCH: usize = 32 << 10;
+
+/// A descriptor and what sends over it.
+#[derive(Debug)]
+pub(super) struct Sending {
+    port: Port,
+    writer: Writer,
+    /// Who reads the messages.
+    peer: Peer,
+    max: usize,
+    /// The message that is being sent, after the room for its header.
+    scratch: Vec<u8>,
+    /// What was fed and is not sent yet: messages, each after its length, after the room for a header.
+    batch: Vec<u8>,
+    /// What was fed after them and goes by itself, being large or having handles.
+    alone: Option<Alone>,
+    /// Its end is the end of all that the peer will receive, even if the descriptor stays open for the
+    /// other direction.
+    hangs_up: bool,
+}
+
+#[derive(Debug)]
+struct Alone {
+    front: Vec<u8>,
+    handles: Attachments,
+    departures: Departures,
+    packed: Option<Packed>,
+}
+
+/// How a message goes that was fed.
+enum Fed {
+    Together,
+    Alone,
+}
+
+impl Sending {
+    pub(super) fn new(fd: Arc<Fd>, writer: Writer, peer: Peer) -> Self {
+        Self {
+            port: Port::new(fd),
+            writer,
+            peer,
+            max: MAX_MESSAGE,
+            scratch: Vec::new(),
+            batch: Vec::new(),
+            alone: None,
+            hangs_up: false,
+        }
+    }
+
+    pub(super) async fn send<C: Codec, T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
+        self.flush_fed().await?;
+        start(&mut self.scratch);
+        let encoded = encode_uncommitted::<C, T>(value, &mut self.scratch, self.peer);
+        let (handles, departures) = encoded.map_err(Error::Encode)?;
+        self.send_scratch(&[], &handles).await?;
+        departures.commit();
+        Ok(())
+    }
+
+    pub(super) async fn send_bytes(&mut self, bytes: &[u8]) -> Result<()> {
+        self.flush_fed().await?;
+        start(&mut self.scratch);
+        self.send_scratch(bytes, &Attachments::new()).await
+    }
+
+    /// Sends what is in the scratch, and `rest` after it.
+    async fn send_scratch(&mut self, rest: &[u8], handles: &Attachments) -> Result<()> {
+        let Self { port, writer, scratch, max, .. } = self;
+        let mut parcel = Parcel::new(scratch, rest, handles);
+        check(parcel.len(), *max)?;
+        poll_fn(|cx| {
+            let coop = ready!(coop::poll_proceed(cx));
+            let sent = ready!(writer.poll_send(port, &mut parcel, cx));
+            coop.made_progress();
+            Poll::Ready(sent)
+        })
+        .await?;
+        if scratch.capacity() > KEPT {
+            *scratch = Vec::new();
+        }
+        Ok(())
+    }
+
+    /// Ready when another message can be fed.
+    pub(super) fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        if self.alone.is_none() && self.batch.len() < BATCH {
+            return Poll::Ready(Ok(()));
+        }
+        self.poll_flush_fed(cx)
+    }
+
+    /// Takes a message, to send it together with others.
+    pub(super) fn feed<C: Codec, T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
+        if self.batch.is_empty() {
+            start(&mut self.batch);
+        }
+        let head = self.batch.len();
+        self.batch.extend_from_slice(&[0; FRAME_HEAD]);
+        let fed = self.feed_after::<C, T>(head, value);
+        if !matches!(fed, Ok(Fed::Together)) {
+            self.batch.truncate(head);
+        }
+        fed.map(drop)
+    }
+
+    /// Encodes a message after the `head` of its frame, and says whether it stays there.
+    fn feed_after<C: Codec, T: Serialize + ?Sized>(&mut self, head: usize, value: &T) -> Result<Fed> {
+        let start = head + FRAME_HEAD;
+        let encoded = encode_uncommitted::<C, T>(value, &mut self.batch, self.peer);
+        let (handles, departures) = encoded.map_err(Error::Encode)?;
+        let len = self.batch.len() - start;
+        check(len, self.max)?;
+        if handles.is_empty() && len <= BATCH {
+            self.batch[head..start].copy_from_slice(&(len as u32).to_be_bytes());
+            return Ok(Fed::Together);
+        }
+        let front = [&[0; HEADROOM], &self.batch[start..]].concat();
+        self.alone = Some(Alone { front, handles, departures, packed: None });
+        Ok(Fed::Alone)
+    }
+
+    /// Sends what was fed. It stays for another attempt until it is sent.
+    pub(super) fn poll_flush_fed(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let Self { port, writer, batch, alone, .. } = self;
+        if batch.len() > HEADROOM {
+            let coop = ready!(coop::poll_proceed(cx));
+            let nothing = Attachments::new();
+            let mut parcel = Parcel { batch: true, ..Parcel::new(batch, &[], &nothing) };
+            ready!(writer.poll_send(port, &mut parcel, cx))?;
+            coop.made_progress();
+            batch.truncate(HEADROOM);
+        }
+        if let Some(Alone { front, handles, packed, .. }) = alone {
+            let mut parcel = Parcel { packed: packed.take(), ..Parcel::new(front, &[], handles) };
+            let sent = writer.poll_send(port, &mut parcel, cx);
+            *packed = parcel.packed;
+            ready!(sent)?;
+        }
+        if let Some(Alone { departures, .. }) = alone.take() {
+            departures.commit();
+        }
+        batch.shrink_to(KEPT);
+        Poll::Ready(Ok(()))
+    }
+
+    async fn flush_fed(&mut self) -> Result<()> {
+        if self.has_fed() { poll_fn(|cx| self.poll_flush_fed(cx)).await } else { Ok(()) }
+    }
+
+    fn has_fed(&self) -> bool {
+        self.batch.len() > HEADROOM || self.alone.is_some()
+    }
+
+    /// Ready once all that was fed or begun is with the kernel.
+    pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        ready!(self.poll_flush_fed(cx))?;
+        self.writer.poll_flush(&mut self.port, cx)
+    }
+
+    pub(super) fn set_max_message(&mut self, max: usize) {
+        self.max = max;
+    }
+
+    /// Whether the peer is told when this ends.
+    pub(super) fn set_hangs_up(&mut self, hangs_up: bool) {
+        self.hangs_up = hangs_up && !self.writer.is_shared();
+    }
+
+    /// Ends it, as opposed to its going elsewhere.
+    pub(super) fn close(self) {
+        if self.hangs_up {
+            socket::shut_down(self.port.as_fd());
+        }
+    }
+
+    /// Another hand on the same descriptor.
+    pub(super) fn share(&mut self) -> Result<Self> {
+        let writer = self.writer.share()?;
+        self.hangs_up = false;
+        Ok(Self { max: self.max, ..Self::new(self.port.fd().clone(), writer, self.peer) })
+    }
+
+    pub(super) fn fd(&self) -> &Arc<Fd> {
+        self.port.fd()
+    }
+
+    /// What the other process has to know, but for the descriptor.
+    pub(super) fn state<E: serde::ser::Error>(&self) -> Result<impl Serialize, E> {
+        if self.has_fed() {
+            return Err(E::custom("this connection was fed messages that are not sent yet: flush it first"));
+        }
+        Ok((&self.writer, self.peer.is_family(), self.max, self.hangs_up))
+    }
+
+    pub(super) fn resume(fd: Arc<Fd>, state: SendingState) -> Self {
+        let SendingState(writer, is_family, max, hangs_up) = state;
+        let mut this = Self::new(fd, writer, peer(is_family));
+        (this.max, this.hangs_up) = (max, hangs_up);
+        this
+    }
+}
+
+#[derive(Deserialize)]
+pub(super) struct SendingState(Writer, bool, usize, bool);
+
+/// Empties a buffer but for the room for a header.
+fn start(buffer: &mut Vec<u8>) {
+    buffer.clear();
+    buffer.resize(HEADROOM, 0);
+}
+
+fn check(len: usize, max: usize) -> Result<()> {
+    if len <= max { Ok(()) } else { Err(Error::TooLong { len: len as u64, max }) }
+}
+
+impl Moves for Sending {
+    const NAME: &'static str = "connection";
+
+    fn is_shared(&self) -> bool {
+        self.writer.is_shared()
+    }
+}
+
+impl Serialize for Sending {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        (duplicate(self.fd())?, self.state()?).serialize(serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for Sending {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let (handle, state) = Deserialize::deserialize(deserializer)?;
+        Ok(Self::resume(arrived(handle)?, state))
+    }
+}
