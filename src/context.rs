@@ -7,6 +7,7 @@ use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
+use crate::connection::{Connection, RecvHalf, SendHalf};
 use crate::error::{Error, Result};
 use crate::function::{Func, Target};
 use crate::pool::PoolBuilder;
@@ -129,6 +130,16 @@ impl Context {
     /// A pool in the making: [`Pool::builder`](crate::Pool::builder) with this context.
     pub fn pool(&self) -> PoolBuilder {
         PoolBuilder::new().context(self.clone())
+    }
+
+    /// Two connected ends: [`pipe`](crate::pipe). No start method makes a difference to it.
+    pub fn pipe(&self) -> Result<(Connection, Connection)> {
+        crate::pipe()
+    }
+
+    /// An end that receives and one that sends: [`simplex_pipe`](crate::simplex_pipe).
+    pub fn simplex_pipe(&self) -> Result<(RecvHalf, SendHalf)> {
+        crate::simplex_pipe()
     }
 
     pub(crate) fn vouched(&self) -> bool {
