@@ -144,6 +144,7 @@ impl<C> RecvHalf<C> {
     /// # Errors
     /// If the halves do not come from the same [`split`](Connection::split), or one is closed; both are
     /// in the error.
+    #[allow(clippy::result_large_err, reason = "both halves come back, without an allocation")]
     pub fn reunite(mut self, mut send: SendHalf<C>) -> Result<Connection<C>, ReuniteError<C>> {
         let one = |recv: &mut Receiving| send.inner.with(|send| Arc::ptr_eq(recv.fd(), send.fd()));
         match self.inner.with(one) {

@@ -22,14 +22,6 @@ pub(crate) fn is_frozen(_: BorrowedFd<'_>) -> bool {
     false
 }
 
-pub(crate) fn len(_: BorrowedFd<'_>) -> io::Result<usize> {
-    unsupported()
-}
-
-pub(crate) fn seal_frozen(_: BorrowedFd<'_>) -> io::Result<()> {
-    unsupported()
-}
-
 pub(crate) fn seal_fixed_size(_: BorrowedFd<'_>) -> io::Result<()> {
     unsupported()
 }
