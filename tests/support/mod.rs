@@ -4,6 +4,7 @@
 #![allow(dead_code, unused_imports, reason = "each test program uses its part")]
 #![allow(unsafe_code, reason = "to fork among libtest's threads has to be vouched for")]
 
+pub(crate) mod connection;
 pub(crate) mod process;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
