@@ -89,6 +89,8 @@ mod function;
 mod log;
 mod pool;
 mod process;
+#[cfg(feature = "python")]
+pub mod python;
 #[doc(alias = "reducer")]
 pub mod reduction;
 mod ring;

@@ -15,6 +15,8 @@ pub(crate) mod packet;
 mod transfer;
 
 pub use blob::Blob;
+#[cfg(feature = "python")]
+pub(crate) use codec::{Bytes, Depth};
 pub use codec::{Codec, CodecError, MessagePack};
 pub(crate) use movable::{Movable, Moves};
 use transfer::Copies;

@@ -472,12 +472,12 @@ impl<'de> de::VariantAccess<'de> for Content<'_, 'de> {
 }
 
 /// The elements of a byte string that are still to be read.
-struct Bytes<'de> {
-    left: std::slice::Iter<'de, u8>,
-    depth: Depth,
+pub(crate) struct Bytes<'a> {
+    pub(crate) left: std::slice::Iter<'a, u8>,
+    pub(crate) depth: Depth,
 }
 
-impl<'de> de::SeqAccess<'de> for Bytes<'de> {
+impl<'de> de::SeqAccess<'de> for Bytes<'_> {
     type Error = CodecError;
 
     #[inline]

@@ -28,6 +28,9 @@ use std::fmt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+#[cfg(feature = "python")]
+pub(crate) use de::Bytes;
+
 /// The byte before a value that is `Some` but would read as `None`.
 const SOME: u8 = 0xC1;
 /// MessagePack's nil.
@@ -122,7 +125,7 @@ pub struct CodecError {
 
 impl CodecError {
     #[cold]
-    fn new(message: &str) -> Self {
+    pub(crate) fn new(message: &str) -> Self {
         Self { message: message.into() }
     }
 }
@@ -153,7 +156,7 @@ impl serde::de::Error for CodecError {
 ///
 /// Both directions count alike, so that what can be encoded can be decoded.
 #[derive(Clone, Copy, Default)]
-struct Depth {
+pub(crate) struct Depth {
     /// Containers around the value.
     containers: u8,
     /// `Option`s directly around it. They may occupy no bytes at all, and a type that recurses
@@ -166,7 +169,7 @@ impl Depth {
 
     /// The depth of what lies in a container here.
     #[inline]
-    fn in_container(self) -> Result<Self, CodecError> {
+    pub(crate) fn in_container(self) -> Result<Self, CodecError> {
         self.in_containers(1)
     }
 
@@ -182,7 +185,7 @@ impl Depth {
 
     /// The depth of what lies in an `Option` here.
     #[inline]
-    fn in_option(self) -> Result<Self, CodecError> {
+    pub(crate) fn in_option(self) -> Result<Self, CodecError> {
         if self.options == Self::LIMIT {
             return Err(Self::exceeded());
         }
