@@ -10,6 +10,8 @@
 
 mod blob;
 mod codec;
+#[cfg(multiprocess)]
+pub(crate) mod handle;
 mod movable;
 pub(crate) mod packet;
 mod transfer;
@@ -18,6 +20,8 @@ pub use blob::Blob;
 #[cfg(feature = "python")]
 pub(crate) use codec::{Bytes, Depth};
 pub use codec::{Codec, CodecError, MessagePack};
+#[cfg(multiprocess)]
+pub use handle::Transferable;
 pub(crate) use movable::{Movable, Moves};
 use transfer::Copies;
 pub(crate) use transfer::set_other_build_than_parent;
