@@ -255,8 +255,11 @@ fn a_connection_moves_when_its_message_is_sent_and_only_then() {
         assert!(matches!(here.send(&Fails(&inner)).await, Err(Error::Encode(_))));
         inner.send(&1).await.unwrap();
         // It is dropped before there is room: here still.
-        while futures::poll!(std::pin::pin!(here.send_bytes(&[0; 1000]))).is_ready() {}
-        assert!(futures::poll!(std::pin::pin!(here.send(&inner))).is_pending());
+        let filling = async {
+            while futures::poll!(std::pin::pin!(here.send_bytes(&[0; 1000]))).is_ready() {}
+            assert!(futures::poll!(std::pin::pin!(here.send(&inner))).is_pending());
+        };
+        tokio::task::coop::unconstrained(filling).await;
         inner.send(&2).await.unwrap();
         while there.poll().unwrap() {
             assert_eq!(there.recv_bytes().await.unwrap().len(), 1000);
