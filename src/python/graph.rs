@@ -112,7 +112,7 @@ pub(super) struct Graph<'de> {
 /// What each value weighs besides its content: about as much as it occupies in memory.
 const WEIGHT: usize = 32;
 /// What a message may grow to by sharing alone. Two such per byte are what it may hold without.
-const ALLOWANCE: usize = 256 << 20;
+const ALLOWANCE: usize = 128 << 20;
 
 impl<'de> Graph<'de> {
     /// The graph of a message of `len` bytes.

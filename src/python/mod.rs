@@ -67,7 +67,7 @@
 //! ids, the extension registry, out-of-band buffers) are refused. Values may nest to a depth of 128 in
 //! both directions. Hostile input gives an error, never a panic; reading takes time in proportion to the
 //! message's length, and memory of at most about 100 times that: `set_max_message` is the measure for
-//! it. Parts that are shared may add 256 MiB to that.
+//! it. Parts that are shared may add 128 MiB to that.
 
 mod bigint;
 mod de;

@@ -86,7 +86,9 @@ pub enum Object {
 /// The name of a class, function or other object that a module holds.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Global {
-    /// The module's name, with dots. Names that Python 3 changed are the new ones.
+    /// The module's name, with dots. Protocols 0 to 2, which no `send` of Python 3 uses, have Python 2's
+    /// names: of these only the modules `__builtin__`, `exceptions` and `copy_reg` are given their new
+    /// ones.
     pub module: String,
     /// The name in that module, with dots if it lies deeper.
     pub name: String,

@@ -6,6 +6,7 @@
 
 pub(crate) mod connection;
 pub(crate) mod process;
+pub(crate) mod python;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
