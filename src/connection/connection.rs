@@ -77,6 +77,11 @@ impl<C> Connection<C> {
         Self { inner: Movable::new(duplex), codec: PhantomData }
     }
 
+    pub(super) fn into_parts(mut self) -> Result<(Receiving, Sending)> {
+        let Duplex { recv, send } = self.inner.take()?;
+        Ok((recv, send))
+    }
+
     fn recv_half(&mut self) -> Result<&mut Receiving> {
         Ok(&mut self.inner.get_mut()?.recv)
     }
@@ -286,7 +291,7 @@ impl<C> auth::Link for Connection<C> {
     }
 }
 
-fn into_io(error: Error) -> io::Error {
+pub(super) fn into_io(error: Error) -> io::Error {
     match error {
         Error::Io(error) => error,
         Error::Eof => io::ErrorKind::UnexpectedEof.into(),

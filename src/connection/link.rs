@@ -5,12 +5,14 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-use super::packets;
 use super::port::Port;
-use crate::error::Result;
-use crate::reduction::Attachments;
+use super::{packets, stream};
+use crate::error::{Error, Result};
 use crate::reduction::packet::Packed;
-use crate::sys::Fd;
+use crate::reduction::{Attachments, Departures};
+use crate::sys::socket::shut_down;
+use crate::sys::socket::stream::{Kind, directions, kind};
+use crate::sys::{AsFd, BorrowedFd, Fd};
 
 /// Room before a body, for the header that a link puts there.
 pub(crate) const HEADROOM: usize = 12;
@@ -37,11 +39,22 @@ pub(crate) struct Parcel<'a> {
     pub(crate) batch: bool,
     /// What a link has made of it in an attempt that was in vain.
     pub(crate) packed: Option<Packed>,
+    /// What is gone from here as soon as nothing can keep the message back.
+    pub(crate) departures: Option<Departures>,
+    /// Its first byte is out, and `front` is empty. If it is dropped, the rest goes out all the same.
+    pub(crate) begun: Option<stream::Begun<'a>>,
 }
 
 impl<'a> Parcel<'a> {
     pub(crate) fn new(front: &'a mut Vec<u8>, rest: &'a [u8], handles: &'a Attachments) -> Self {
-        Self { front, rest, handles, batch: false, packed: None }
+        Self { front, rest, handles, batch: false, packed: None, departures: None, begun: None }
+    }
+
+    /// What departs with it is gone from here.
+    pub(crate) fn commit(&mut self) {
+        if let Some(departures) = self.departures.take() {
+            departures.commit();
+        }
     }
 
     /// How long the body is.
@@ -54,6 +67,7 @@ impl<'a> Parcel<'a> {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Reader {
     Packets(packets::Reader),
+    Stream(stream::Reader),
 }
 
 impl Reader {
@@ -66,6 +80,7 @@ impl Reader {
     ) -> Poll<Result<Option<Delivery>>> {
         match self {
             Self::Packets(packets) => packets.poll_next(port, max, cx),
+            Self::Stream(stream) => stream.poll_next(port, max, cx),
         }
     }
 
@@ -73,6 +88,7 @@ impl Reader {
     pub(crate) fn holds_message(&self) -> bool {
         match self {
             Self::Packets(packets) => packets.holds_message(),
+            Self::Stream(stream) => stream.holds_message(),
         }
     }
 
@@ -84,12 +100,14 @@ impl Reader {
     pub(crate) fn share(&mut self) -> Result<Self> {
         match self {
             Self::Packets(packets) => Ok(Self::Packets(packets.share())),
+            Self::Stream(_) => Err(torn()),
         }
     }
 
     pub(crate) fn is_shared(&self) -> bool {
         match self {
             Self::Packets(packets) => packets.is_shared(),
+            Self::Stream(_) => false,
         }
     }
 }
@@ -98,6 +116,7 @@ impl Reader {
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Writer {
     Packets(packets::Writer),
+    Stream(stream::Writer),
 }
 
 impl Writer {
@@ -110,14 +129,24 @@ impl Writer {
     ) -> Poll<Result<()>> {
         match self {
             Self::Packets(packets) => packets.poll_send(port, parcel, cx),
+            Self::Stream(stream) => stream.poll_send(port, parcel, cx),
         }
     }
 
     /// Ready once nothing that was begun is left to be sent.
-    pub(crate) fn poll_flush(&mut self, _port: &mut Port, _cx: &mut Context<'_>) -> Poll<Result<()>> {
+    pub(crate) fn poll_flush(&mut self, cx: &Context<'_>) -> Poll<Result<()>> {
         match self {
             // A packet is with the kernel, or was never begun.
             Self::Packets(_) => Poll::Ready(Ok(())),
+            Self::Stream(stream) => stream.poll_flush(cx),
+        }
+    }
+
+    /// Tells the peer that nothing more comes, once all that was begun is out.
+    pub(crate) fn hang_up(&self, fd: BorrowedFd<'_>) {
+        match self {
+            Self::Packets(_) => shut_down(fd),
+            Self::Stream(stream) => stream.hang_up(fd),
         }
     }
 
@@ -128,12 +157,35 @@ impl Writer {
     pub(crate) fn share(&mut self) -> Result<Self> {
         match self {
             Self::Packets(packets) => Ok(Self::Packets(packets.share())),
+            Self::Stream(_) => Err(torn()),
         }
     }
 
     pub(crate) fn is_shared(&self) -> bool {
         match self {
             Self::Packets(packets) => packets.is_shared(),
+            Self::Stream(_) => false,
         }
     }
+}
+
+fn torn() -> Error {
+    Error::invalid("an end of a byte stream cannot be shared: messages would tear")
+}
+
+/// The ends of a link over this descriptor.
+///
+/// # Errors
+/// If it is nothing over which messages can go.
+pub(crate) fn open(fd: &Fd) -> Result<(Reader, Writer)> {
+    Ok(match kind(fd.as_fd())? {
+        Kind::Packets => {
+            (Reader::Packets(packets::Reader::default()), Writer::Packets(packets::Writer::default()))
+        }
+        kind => {
+            let (reads, writes) = directions(fd.as_fd())?;
+            let (reader, writer) = (stream::Reader::new(kind, reads), stream::Writer::new(kind, writes));
+            (Reader::Stream(reader), Writer::Stream(writer))
+        }
+    })
 }

@@ -322,21 +322,16 @@ impl Writer {
             ready!(port.poll_writable(cx))?;
             match send(port.as_fd(), parcel) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => port.clear_writable(),
-                Err(error) if socket::is_full(&error) => self.retry = Some(after(SHORTAGE)?),
+                Err(error) if socket::is_full(&error) => self.retry = Some(Port::after(SHORTAGE)?),
                 Err(error) if socket::is_reset(&error) => {}
-                result => return Poll::Ready(Ok(result?)),
+                result => {
+                    result?;
+                    parcel.commit();
+                    return Poll::Ready(Ok(()));
+                }
             }
         }
     }
-}
-
-/// What is readable after a while.
-fn after(time: Duration) -> io::Result<Port> {
-    let timer = sys::fd::timerfd()?;
-    sys::fd::arm_timer(timer.as_fd(), Some(time))?;
-    let mut port = Port::new(timer);
-    port.clear_readable();
-    Ok(port)
 }
 
 /// Goes on with what the message needs beside its datagram, and says whether there is all.

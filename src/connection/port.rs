@@ -3,12 +3,13 @@
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use tokio::io::Interest;
 use tokio::runtime::{Handle, Id};
 
 use crate::sys::reactor::Registered;
-use crate::sys::{AsFd, BorrowedFd, Fd};
+use crate::sys::{self, AsFd, BorrowedFd, Fd};
 
 /// A descriptor that waits on whatever runtime polls it.
 ///
@@ -34,6 +35,15 @@ impl Port {
     pub(crate) fn new(fd: impl Into<Arc<Fd>>) -> Self {
         let direction = |interest| Direction { interest, ready: true, registered: None };
         Self { fd: fd.into(), reads: direction(Interest::READABLE), writes: direction(Interest::WRITABLE) }
+    }
+
+    /// What is readable after a while, by the kernel's clock.
+    pub(crate) fn after(time: Duration) -> io::Result<Self> {
+        let timer = sys::fd::timerfd()?;
+        sys::fd::arm_timer(timer.as_fd(), Some(time))?;
+        let mut port = Self::new(timer);
+        port.clear_readable();
+        Ok(port)
     }
 
     /// The descriptor, for another port or another owner.

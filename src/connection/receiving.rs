@@ -12,6 +12,7 @@ use tokio::task::coop;
 
 use super::link::{Delivery, Reader};
 use super::port::Port;
+use super::stream;
 use super::wait::Buffered;
 use crate::error::{Error, Result};
 use crate::reduction::{Codec, Handle, Incoming, Moves, Peer, decode_from, writer};
@@ -88,6 +89,14 @@ impl Receiving {
 
     pub(super) fn set_max_message(&mut self, max: usize) {
         self.max = max;
+    }
+
+    /// The parts of an end of a byte stream, and the maximum of a message.
+    pub(super) fn into_stream(self) -> Result<(Port, stream::Reader, usize)> {
+        match self {
+            Self { port, reader: Reader::Stream(reader), max, .. } => Ok((port, reader, max)),
+            _ => Err(Error::invalid("a connection of packets has no stream of bytes")),
+        }
     }
 
     /// Another hand on the same descriptor. From now on neither takes more than it receives.

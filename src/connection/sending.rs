@@ -10,10 +10,11 @@ use tokio::task::coop;
 use super::link::{FRAME_HEAD, HEADROOM, Parcel, Writer};
 use super::port::Port;
 use super::receiving::{MAX_MESSAGE, arrived, duplicate, peer};
+use super::stream;
 use crate::error::{Error, Result};
 use crate::reduction::packet::Packed;
 use crate::reduction::{Attachments, Codec, Departures, Moves, Peer, encode_uncommitted};
-use crate::sys::{AsFd, Fd, socket};
+use crate::sys::{AsFd, Fd};
 
 /// How many bytes of room are kept for the next message.
 const KEPT: usize = 64 << 10;
@@ -44,7 +45,7 @@ pub(super) struct Sending {
 struct Alone {
     front: Vec<u8>,
     handles: Attachments,
-    departures: Departures,
+    departures: Option<Departures>,
     packed: Option<Packed>,
 }
 
@@ -73,21 +74,24 @@ impl Sending {
         start(&mut self.scratch);
         let encoded = encode_uncommitted::<C, T>(value, &mut self.scratch, self.peer);
         let (handles, departures) = encoded.map_err(Error::Encode)?;
-        self.send_scratch(&[], &handles).await?;
-        departures.commit();
-        Ok(())
+        self.send_scratch(&[], &handles, Some(departures)).await
     }
 
     pub(super) async fn send_bytes(&mut self, bytes: &[u8]) -> Result<()> {
         self.flush_fed().await?;
         start(&mut self.scratch);
-        self.send_scratch(bytes, &Attachments::new()).await
+        self.send_scratch(bytes, &Attachments::new(), None).await
     }
 
     /// Sends what is in the scratch, and `rest` after it.
-    async fn send_scratch(&mut self, rest: &[u8], handles: &Attachments) -> Result<()> {
+    async fn send_scratch(
+        &mut self,
+        rest: &[u8],
+        handles: &Attachments,
+        departures: Option<Departures>,
+    ) -> Result<()> {
         let Self { port, writer, scratch, max, .. } = self;
-        let mut parcel = Parcel::new(scratch, rest, handles);
+        let mut parcel = Parcel { departures, ..Parcel::new(scratch, rest, handles) };
         check(parcel.len(), *max)?;
         poll_fn(|cx| {
             let coop = ready!(coop::poll_proceed(cx));
@@ -96,6 +100,7 @@ impl Sending {
             Poll::Ready(sent)
         })
         .await?;
+        drop(parcel);
         if scratch.capacity() > KEPT {
             *scratch = Vec::new();
         }
@@ -136,7 +141,7 @@ impl Sending {
             return Ok(Fed::Together);
         }
         let front = [&[0; HEADROOM], &self.batch[start..]].concat();
-        self.alone = Some(Alone { front, handles, departures, packed: None });
+        self.alone = Some(Alone { front, handles, departures: Some(departures), packed: None });
         Ok(Fed::Alone)
     }
 
@@ -147,18 +152,35 @@ impl Sending {
             let coop = ready!(coop::poll_proceed(cx));
             let nothing = Attachments::new();
             let mut parcel = Parcel { batch: true, ..Parcel::new(batch, &[], &nothing) };
-            ready!(writer.poll_send(port, &mut parcel, cx))?;
+            let sent = writer.poll_send(port, &mut parcel, cx);
+            drop(parcel);
+            // If it was begun and is not out, the link sees to the rest.
+            if sent.is_ready() || !batch.is_empty() {
+                ready!(sent)?;
+            }
             coop.made_progress();
             batch.truncate(HEADROOM);
         }
-        if let Some(Alone { front, handles, packed, .. }) = alone {
-            let mut parcel = Parcel { packed: packed.take(), ..Parcel::new(front, &[], handles) };
+        if let Some(Alone { front, handles, departures, packed }) = alone {
+            let mut parcel = Parcel {
+                packed: packed.take(),
+                departures: departures.take(),
+                ..Parcel::new(front, &[], handles)
+            };
             let sent = writer.poll_send(port, &mut parcel, cx);
-            *packed = parcel.packed;
-            ready!(sent)?;
-        }
-        if let Some(Alone { departures, .. }) = alone.take() {
-            departures.commit();
+            (*packed, *departures) = (parcel.packed.take(), parcel.departures.take());
+            drop(parcel);
+            let begun = front.is_empty();
+            match sent {
+                // As above.
+                Poll::Pending if begun => {}
+                Poll::Ready(Err(error)) if begun => {
+                    *alone = None;
+                    return Poll::Ready(Err(error));
+                }
+                sent => ready!(sent)?,
+            }
+            *alone = None;
         }
         batch.shrink_to(KEPT);
         Poll::Ready(Ok(()))
@@ -175,7 +197,7 @@ impl Sending {
     /// Ready once all that was fed or begun is with the kernel.
     pub(super) fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         ready!(self.poll_flush_fed(cx))?;
-        self.writer.poll_flush(&mut self.port, cx)
+        self.writer.poll_flush(cx)
     }
 
     pub(super) fn set_max_message(&mut self, max: usize) {
@@ -190,7 +212,22 @@ impl Sending {
     /// Ends it, as opposed to its going elsewhere.
     pub(super) fn close(self) {
         if self.hangs_up {
-            socket::shut_down(self.port.as_fd());
+            self.writer.hang_up(self.port.as_fd());
+        }
+    }
+
+    /// The parts of an end of a byte stream.
+    pub(super) fn into_stream(self) -> Result<(Port, stream::Writer)> {
+        match self {
+            Self { port, writer: Writer::Stream(writer), batch, alone: None, .. }
+                if batch.len() <= HEADROOM =>
+            {
+                Ok((port, writer))
+            }
+            Self { writer: Writer::Stream(_), .. } => {
+                Err(Error::invalid("messages were fed that are not sent yet: flush the connection first"))
+            }
+            _ => Err(Error::invalid("a connection of packets has no stream of bytes")),
         }
     }
 

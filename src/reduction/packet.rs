@@ -37,7 +37,7 @@ const MOST_HANDLES: usize = MAX_HANDLES + 16;
 
 /// The first byte says what the first descriptors are. No fault report begins with such a byte.
 const BODY_IN_MEMFD: u8 = 1;
-const CARRIER: u8 = 2;
+pub(crate) const CARRIER: u8 = 2;
 /// The body is several messages, each after its length.
 pub(crate) const BATCH: u8 = 4;
 
@@ -56,11 +56,27 @@ impl Packed {
     pub(crate) fn new(len: usize, attachments: &[Attachment]) -> io::Result<Self> {
         let body =
             if len > INLINE { Some(memory::growing("tokio-multiprocess-message", len)?) } else { None };
+        Ok(Self { written: body.as_ref().map(|_| 0), body, ..Self::beside(attachments)? })
+    }
+
+    /// For a body that goes elsewhere: there is nothing to pack then, and nothing to be sent from here.
+    pub(crate) fn beside(attachments: &[Attachment]) -> io::Result<Self> {
         let carrier = match attachments.get(BESIDE..) {
             Some(rest) if !rest.is_empty() => Some(carrier(rest)?),
             _ => None,
         };
-        Ok(Self { written: body.as_ref().map(|_| 0), body, carrier })
+        Ok(Self { body: None, written: None, carrier })
+    }
+
+    /// Whether there are too many descriptors to go beside one datagram.
+    pub(crate) fn has_carrier(&self) -> bool {
+        self.carrier.is_some()
+    }
+
+    /// What goes beside the datagram.
+    pub(crate) fn descriptors<'a>(&'a self, attachments: &'a [Attachment]) -> Vec<BorrowedFd<'a>> {
+        let special = [&self.body, &self.carrier].into_iter().flatten().map(|fd| fd.as_fd());
+        special.chain(attachments.iter().take(BESIDE).map(|attachment| attachment.0.as_fd())).collect()
     }
 
     /// Writes the next piece of a large body, the concatenation of `parts`, and says whether all is
@@ -96,15 +112,9 @@ impl Packed {
         attachments: &[Attachment],
         mode: Mode,
     ) -> io::Result<()> {
-        let mut head = [0];
-        let mut descriptors = Vec::with_capacity(attachments.len().min(MAX_FDS));
-        for (special, flag) in [(&self.body, BODY_IN_MEMFD), (&self.carrier, CARRIER)] {
-            if let Some(special) = special {
-                head[0] |= flag;
-                descriptors.push(special.as_fd());
-            }
-        }
-        descriptors.extend(attachments.iter().take(BESIDE).map(|attachment| attachment.0.as_fd()));
+        let flag = |special: &Option<Fd>, flag| if special.is_some() { flag } else { 0 };
+        let head = [flag(&self.body, BODY_IN_MEMFD) | flag(&self.carrier, CARRIER)];
+        let descriptors = self.descriptors(attachments);
         if self.body.is_some() {
             let weight = [0; WEIGHT - 1];
             return socket::send(socket, &[IoSlice::new(&head), IoSlice::new(&weight)], &descriptors, mode);

@@ -269,6 +269,17 @@ pub(crate) fn from_raw_checked(raw: RawFd) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
+/// Another descriptor for the open file at this number, whoever owns that.
+///
+/// # Errors
+/// `EBADF` when nothing is open there.
+pub(crate) fn duplicate(raw: RawFd) -> io::Result<OwnedFd> {
+    // SAFETY: takes integers only; a number at which nothing is open is an error.
+    let copy = Errno::result(unsafe { libc::fcntl(raw, libc::F_DUPFD_CLOEXEC, 3) })?;
+    // SAFETY: the kernel has just made it, for nobody else.
+    Ok(unsafe { OwnedFd::from_raw_fd(copy) })
+}
+
 /// Moves a descriptor to the number `target`, replacing what is there; programs started from here
 /// inherit it.
 pub(crate) fn dup2_onto(fd: OwnedFd, target: RawFd) -> io::Result<()> {

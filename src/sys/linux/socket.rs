@@ -10,6 +10,7 @@ use nix::sys::socket::{
 };
 
 mod batch;
+pub(crate) mod stream;
 
 pub(crate) use batch::{BATCH, Datagram, peek, recv_batch};
 

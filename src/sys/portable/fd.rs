@@ -68,3 +68,6 @@ pub(crate) fn from_raw_checked(_: RawFd) -> io::Result<Fd> {
 pub(crate) fn dup2_onto(_: Fd, _: RawFd) -> io::Result<()> {
     unsupported()
 }
+pub(crate) fn duplicate(_: RawFd) -> io::Result<Fd> {
+    unsupported()
+}

@@ -77,3 +77,54 @@ pub(crate) fn skip(_: BorrowedFd<'_>) -> io::Result<()> {
 pub(crate) fn recv(_: BorrowedFd<'_>, _: &mut [u8], _: &mut Vec<Fd>, _: Mode) -> io::Result<Received> {
     unsupported()
 }
+
+pub(crate) mod stream {
+    use std::io;
+    use std::time::Duration;
+
+    use super::super::{BorrowedFd, Fd, unsupported};
+    use super::Received;
+
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+    pub(crate) enum Kind {
+        Packets,
+        Unix,
+        Socket,
+        File,
+    }
+
+    pub(crate) fn kind(_: BorrowedFd<'_>) -> io::Result<Kind> {
+        unsupported()
+    }
+    pub(crate) fn directions(_: BorrowedFd<'_>) -> io::Result<(bool, bool)> {
+        unsupported()
+    }
+    pub(crate) fn read(
+        _: BorrowedFd<'_>,
+        _: Kind,
+        _: &mut Vec<u8>,
+        _: usize,
+        _: &mut Vec<Fd>,
+    ) -> io::Result<Received> {
+        unsupported()
+    }
+    pub(crate) fn read_if_room(
+        _: BorrowedFd<'_>,
+        _: &mut Vec<u8>,
+        _: usize,
+        _: &mut Vec<Fd>,
+    ) -> io::Result<Received> {
+        unsupported()
+    }
+    pub(crate) fn write(
+        _: BorrowedFd<'_>,
+        _: Kind,
+        _: [&[u8]; 2],
+        _: &[BorrowedFd<'_>],
+    ) -> io::Result<usize> {
+        unsupported()
+    }
+    pub(crate) fn wait_writable(fds: &[BorrowedFd<'_>], _: BorrowedFd<'_>, _: Option<Duration>) -> Vec<bool> {
+        vec![false; fds.len()]
+    }
+}

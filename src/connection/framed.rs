@@ -1,0 +1,109 @@
+//! A connection as a stream of bytes again, for `tokio_util::codec::Framed`.
+
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio_util::codec::{Framed, FramedParts};
+
+use super::FrameCodec;
+use super::connection::{Connection, into_io};
+use super::port::Port;
+use super::stream::{Writer, read_bytes};
+use crate::error::Result;
+use crate::sys::AsFd;
+use crate::sys::socket::shut_down;
+use crate::sys::socket::stream::Kind;
+
+/// The bytes of a connection, in both directions.
+///
+/// Made by [`Connection::into_framed`]. Like a connection it is used from any runtime. Handles that come
+/// beside the bytes are closed.
+#[derive(Debug)]
+pub struct ByteStream {
+    kind: Kind,
+    reads: Port,
+    writes: Port,
+    /// It may have begun a message before, whose rest comes first.
+    writer: Writer,
+}
+
+impl<C> Connection<C> {
+    /// The connection as a [`Framed`] of messages in bytes, which is a stream and a sink, and whose
+    /// codec can be replaced ([`Framed::map_codec`]). What was read ahead comes first out of it.
+    ///
+    /// ```
+    /// use futures::{SinkExt, StreamExt};
+    /// use tokio_multiprocess::Connection;
+    ///
+    /// # #[cfg(target_os = "linux")]
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> tokio_multiprocess::Result<()> {
+    /// let (here, there) = std::os::unix::net::UnixStream::pair()?;
+    /// let mut here = Connection::from_fd(here.into())?;
+    /// let mut there = Connection::from_fd(there.into())?.into_framed()?;
+    /// here.send_bytes(b"ping").await?;
+    /// assert_eq!(there.next().await.unwrap()?, "ping");
+    /// there.send("pong".into()).await?;
+    /// assert_eq!(here.recv_bytes().await?, "pong");
+    /// # Ok(())
+    /// # }
+    /// # #[cfg(not(target_os = "linux"))]
+    /// # fn main() {}
+    /// ```
+    ///
+    /// # Errors
+    /// For a connection of packets, as [`pipe`](crate::pipe) makes it: there is no stream of bytes.
+    /// For one that is closed, has failed in receiving, or was fed messages that are not sent.
+    pub fn into_framed(self) -> Result<Framed<ByteStream, FrameCodec>> {
+        let (recv, send) = self.into_parts()?;
+        let (reads, reader, max) = recv.into_stream()?;
+        let (writes, writer) = send.into_stream()?;
+        let (kind, unread) = reader.into_unread()?;
+        let stream = ByteStream { kind, reads, writes, writer };
+        let mut parts = FramedParts::new::<bytes::Bytes>(stream, FrameCodec::new().max_message(max));
+        parts.read_buf = BytesMut::from(&unread[..]);
+        Ok(Framed::from_parts(parts))
+    }
+}
+
+impl AsyncRead for ByteStream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        let coop = ready!(tokio::task::coop::poll_proceed(cx));
+        loop {
+            ready!(this.reads.poll_readable(cx))?;
+            match read_bytes(&mut this.reads, this.kind, buf) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => this.reads.clear_readable(),
+                result => {
+                    coop.made_progress();
+                    return Poll::Ready(result);
+                }
+            }
+        }
+    }
+}
+
+impl AsyncWrite for ByteStream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let coop = ready!(tokio::task::coop::poll_proceed(cx));
+        let written = ready!(this.writer.poll_write(&mut this.writes, buf, cx));
+        coop.made_progress();
+        Poll::Ready(written)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.get_mut().writer.poll_flush(cx).map_err(into_io)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.writer.poll_flush(cx).map_err(into_io))?;
+        // A pipe ends when it is dropped.
+        shut_down(this.writes.as_fd());
+        Poll::Ready(Ok(()))
+    }
+}
