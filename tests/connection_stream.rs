@@ -618,6 +618,86 @@ fn framed_goes_on_where_the_connection_was() {
 }
 
 #[test]
+fn a_half_that_hangs_up_does_so_after_what_it_has_begun() {
+    run(60, async {
+        for (name, pair) in &PAIRS[..2] {
+            let (here, there) = pair();
+            let (mut recv, mut send) = connection(here).split();
+            begin(send.send_bytes(&message(LARGE, 1))).await;
+            drop(send);
+            let answer = std::fs::File::from(there.try_clone().unwrap());
+            // To its end, while the other direction stays open.
+            expect(there, 0).join().unwrap();
+            (&answer).write_all(&frame(b"all of it")).unwrap();
+            assert_eq!(recv.recv_bytes().await.unwrap(), "all of it", "{name}");
+        }
+    });
+}
+
+#[test]
+fn messages_are_fed_together() {
+    run(60, async {
+        for (name, pair) in PAIRS {
+            let (sends, receives) = pair();
+            let (here, there) = (connection(sends), connection(receives));
+            let sender = tokio::spawn(async move {
+                let mut sink = here.into_sink::<Vec<u8>>();
+                for i in 0..3_000 {
+                    sink.feed(message(i % 700, i)).await.unwrap();
+                    if i % 500 == 0 {
+                        sink.feed(message(300_000, i)).await.unwrap();
+                    }
+                }
+                // More than the kernel takes, and what is not out when the sink is dropped.
+                sink.feed(message(LARGE, 1)).await.unwrap();
+                begin(sink.flush()).await;
+            });
+            let mut received = there.into_stream::<Vec<u8>>();
+            for i in 0..3_000 {
+                assert!(received.next().await.unwrap().unwrap() == message(i % 700, i), "{name}: {i}");
+                if i % 500 == 0 {
+                    assert!(received.next().await.unwrap().unwrap() == message(300_000, i), "{name}: {i}");
+                }
+            }
+            assert!(received.next().await.unwrap().unwrap() == message(LARGE, 1), "{name}");
+            assert!(received.next().await.is_none(), "{name}");
+            sender.await.unwrap();
+        }
+    });
+}
+
+#[test]
+fn an_end_moves_with_what_it_has_read() {
+    run(60, async {
+        let (mut over, mut arrives) = mp::pipe().unwrap();
+        let (here, there) = unix();
+        let (mut here, mut there) = (connection(here), connection(there));
+        here.send(&1).await.unwrap();
+        here.send(&(2, Blob::new(b"beside").unwrap())).await.unwrap();
+        here.send(&3).await.unwrap();
+        assert_eq!(there.recv::<i32>().await.unwrap(), 1);
+        // It was read together with the first.
+        assert!(there.poll().unwrap());
+        over.send(&there).await.unwrap();
+        assert!(there.is_closed());
+        let mut there: Connection = arrives.recv().await.unwrap();
+        let (two, blob): (i32, Blob) = there.recv().await.unwrap();
+        assert!(two == 2 && blob[..] == *b"beside");
+        assert_eq!(there.recv::<i32>().await.unwrap(), 3);
+        there.send(&4).await.unwrap();
+        assert_eq!(here.recv::<i32>().await.unwrap(), 4);
+        // Nobody else writes what was begun here.
+        begin(there.send_bytes(&message(LARGE, 1))).await;
+        let error = over.send(&there).await.unwrap_err();
+        assert!(error.to_string().contains("flush"), "{error}");
+        assert!(here.recv_bytes().await.unwrap() == message(LARGE, 1));
+        there.flush().await.unwrap();
+        over.send(&there).await.unwrap();
+        assert!(here.share().is_err());
+    });
+}
+
+#[test]
 fn a_connection_is_used_from_one_runtime_after_the_other() {
     let _guard = guard(60);
     for (_, pair) in PAIRS {
