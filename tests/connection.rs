@@ -406,3 +406,96 @@ fn without_a_runtime_what_is_there_can_be_received() {
     current_thread().block_on(async { here.send(&1).await.unwrap() });
     assert!(there.poll().unwrap());
 }
+
+/// A context of a start method, for a child that has been told which.
+#[allow(unsafe_code, reason = "to fork among threads has to be vouched for")]
+fn context_of(method: mp::StartMethod) -> mp::Context {
+    match method {
+        // SAFETY: what runs in the copy takes no lock that another thread may hold.
+        mp::StartMethod::Fork => unsafe { mp::Context::fork_with_threads() },
+        method => mp::Context::new(method),
+    }
+}
+
+/// Says its level, and has the next one say its own over the same end.
+async fn descend(level: u32, method: mp::StartMethod, mut shared: SendHalf) {
+    let below = if level < 3 {
+        let args = (level + 1, method, shared.share().unwrap());
+        Some(context_of(method).process(descend, args).start().await.unwrap())
+    } else {
+        None
+    };
+    for i in 0..100u32 {
+        shared.send(&(level, i)).await.unwrap();
+    }
+    if let Some(below) = below {
+        assert!(below.join().await.unwrap().success());
+    }
+}
+
+#[test]
+fn three_levels_of_processes_write_to_one_end() {
+    run_each(60, async |context| {
+        let (mut recv, send) = mp::simplex_pipe().unwrap();
+        let top = context.process(descend, (1, context.start_method(), send)).start().await.unwrap();
+        let mut next = [0; 4];
+        while let Ok((level, i)) = recv.recv::<(usize, u32)>().await {
+            assert_eq!(i, next[level], "of level {level}");
+            next[level] += 1;
+        }
+        // The end came once the last of them was gone.
+        assert_eq!(next, [0, 100, 100, 100]);
+        assert!(top.join().await.unwrap().success());
+    });
+}
+
+#[test]
+fn what_was_fed_and_not_sent_does_not_travel() {
+    run(60, async {
+        let (mut here, mut there) = mp::pipe().unwrap();
+        let (mut inner, mut other) = mp::pipe().unwrap();
+        inner.sink::<u8>().feed(7).await.unwrap();
+        let error = here.send(&inner).await.unwrap_err();
+        assert!(error.to_string().contains("flush"), "{error}");
+        inner.flush().await.unwrap();
+        here.send(&inner).await.unwrap();
+        assert_eq!(other.recv::<u8>().await.unwrap(), 7);
+        drop(there.recv::<Connection>().await.unwrap());
+    });
+}
+
+/// At the limit of descriptors no message is lost unless it is told, and none at all once handles are
+/// expected.
+#[test]
+fn handles_that_find_no_room_wait_for_some() {
+    fn receive(mut conn: Connection) {
+        use nix::sys::resource::{Resource, getrlimit, setrlimit};
+        let limit = |soft| setrlimit(Resource::RLIMIT_NOFILE, soft, soft.max(1000)).unwrap();
+        mp::block_on(async {
+            let first: mp::Blob = conn.recv().await.unwrap();
+            assert_eq!(&first[..], b"0");
+            let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+            conn.send(&"next").await.unwrap();
+            conn.readable().await.unwrap();
+            limit(5);
+            for _ in 0..3 {
+                let error = conn.recv::<Vec<mp::Blob>>().await.unwrap_err();
+                let Error::Io(error) = error else { panic!("{error}") };
+                assert_eq!(error.raw_os_error(), Some(nix::errno::Errno::EMFILE as i32), "{error}");
+            }
+            limit(hard.min(1000));
+            let blobs: Vec<mp::Blob> = conn.recv().await.unwrap();
+            assert_eq!(blobs.len(), 30);
+        })
+        .unwrap();
+    }
+    run_each(60, async |context| {
+        let (mut here, there) = mp::pipe().unwrap();
+        let child = context.process(receive, (there,)).start().await.unwrap();
+        here.send(&mp::Blob::new(b"0").unwrap()).await.unwrap();
+        assert_eq!(here.recv::<String>().await.unwrap(), "next");
+        let blobs: Vec<_> = (0..30).map(|_| mp::Blob::new(b"1").unwrap()).collect();
+        here.send(&blobs).await.unwrap();
+        assert!(child.join().await.unwrap().success());
+    });
+}

@@ -362,3 +362,6 @@ fn send(socket: BorrowedFd<'_>, parcel: &mut Parcel<'_>) -> io::Result<()> {
     }
     socket::send(socket, &[IoSlice::new(front), IoSlice::new(parcel.rest)], &[], Mode::Try)
 }
+
+#[cfg(all(test, multiprocess))]
+mod tests;

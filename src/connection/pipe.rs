@@ -47,7 +47,7 @@ pub fn simplex_pipe() -> Result<(RecvHalf, SendHalf)> {
 /// Wherever the ends travel, they stay in the family.
 const FAMILY: Peer = Peer::AnyBuild;
 
-fn end(socket: Fd) -> Connection {
+pub(super) fn end(socket: Fd) -> Connection {
     let (reader, writer) = (Reader::Packets(Default::default()), Writer::Packets(Default::default()));
     Connection::new(socket, reader, writer, FAMILY)
 }

@@ -1,0 +1,101 @@
+use std::pin::pin;
+use std::task::Waker;
+
+use super::*;
+use crate::connection::Connection;
+use crate::sys::{fd, memory};
+
+/// A connection, and the bare socket at its other end.
+fn connection() -> (Connection, Fd) {
+    let (a, b) = socket::seqpacket_pair().unwrap();
+    (crate::connection::pipe::end(a), b)
+}
+
+/// What is received at once.
+fn next(conn: &mut Connection) -> Result<Bytes> {
+    match pin!(conn.recv_bytes()).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(received) => received,
+        Poll::Pending => panic!("nothing is there"),
+    }
+}
+
+fn send(socket: &Fd, bytes: &[u8], fds: &[Fd]) {
+    let fds: Vec<_> = fds.iter().map(AsFd::as_fd).collect();
+    socket::send(socket.as_fd(), &[IoSlice::new(bytes)], &fds, Mode::Try).unwrap();
+}
+
+#[test]
+fn what_is_no_message_is_an_error_and_the_next_one_comes() {
+    let bell = || fd::eventfd().unwrap();
+    let (mut conn, peer) = connection();
+    let unsealed = memory::memfd("test", 100_000).unwrap();
+    let long = vec![0; 80 << 10];
+    let cases: [(&[u8], Vec<Fd>); 11] = [
+        // No head of ours.
+        (&[8, 1, 2], vec![]),
+        (&[255], vec![bell()]),
+        // Batches whose lengths say too much, or too little, or nothing.
+        (&[packet::BATCH], vec![]),
+        (&[packet::BATCH, 0, 0, 0], vec![]),
+        (&[packet::BATCH, 0, 0, 0, 2, 1], vec![]),
+        (&[packet::BATCH, 0, 0, 0, 1, 1, 0], vec![]),
+        (&[packet::BATCH, 255, 255, 255, 255, 1], vec![]),
+        // Descriptors that are not there, or are not what they should be.
+        (&[1], vec![]),
+        (&[1], vec![unsealed]),
+        (&[2], vec![bell()]),
+        // Longer than any packet.
+        (&long, vec![]),
+    ];
+    for (bytes, fds) in cases {
+        send(&peer, bytes, &fds);
+        send(&peer, &[0, b'x'], &[]);
+        let error = next(&mut conn).unwrap_err();
+        assert!(!error.is_eof() && !error.is_closed(), "{error}");
+        assert_eq!(next(&mut conn).unwrap(), "x", "after {error}");
+    }
+    // A batch is all its messages, also empty ones.
+    send(&peer, &[packet::BATCH, 0, 0, 0, 0, 0, 0, 0, 2, 1, 2], &[]);
+    assert_eq!(next(&mut conn).unwrap(), "");
+    assert_eq!(next(&mut conn).unwrap(), &[1, 2][..]);
+    drop(peer);
+    assert!(next(&mut conn).unwrap_err().is_eof());
+}
+
+#[test]
+fn what_was_read_ahead_is_looked_at_when_it_travels() {
+    let read = |frames: &[u8]| {
+        let mut bytes = Vec::new();
+        crate::reduction::encode(&("Frames", frames), &mut bytes, crate::reduction::Peer::AnyBuild).unwrap();
+        crate::reduction::decode::<(String, Checked)>(crate::reduction::Incoming::bytes(&bytes))
+    };
+    #[derive(Deserialize)]
+    struct Checked(#[serde(deserialize_with = "frames")] Bytes);
+    assert_eq!(read(&[0, 0, 0, 1, 7]).unwrap().1.0, &[0, 0, 0, 1, 7][..]);
+    for malformed in [&[][..], &[0, 0, 0], &[0, 0, 0, 2, 7], &[0, 0, 0, 1, 7, 0]] {
+        assert!(read(malformed).is_err(), "{malformed:?}");
+    }
+}
+
+#[test]
+fn several_waiting_messages_cost_one_call_and_a_shared_end_takes_one_at_a_time() {
+    let left = |peer: &Fd, conn: &mut Connection| {
+        for i in 0..20 {
+            send(peer, &[0, i], &[]);
+        }
+        // The appetite grows with what was there before.
+        for i in 0..10 {
+            assert_eq!(next(conn).unwrap(), &[i][..]);
+        }
+        let (socket, _) = conn.readiness().unwrap();
+        (0..)
+            .take_while(|_| socket::recv(socket.as_fd(), &mut [0; 8], &mut Vec::new(), Mode::Try).is_ok())
+            .count()
+    };
+    let (mut conn, peer) = connection();
+    assert!(left(&peer, &mut conn) < 10);
+    let (mut conn, peer) = connection();
+    let other = conn.share().unwrap();
+    assert_eq!(left(&peer, &mut conn), 10);
+    drop(other);
+}
