@@ -48,7 +48,7 @@ use crate::sys::{AsFd, Fd};
 /// # Ok(()) }
 /// ```
 pub struct Connection<C = MessagePack> {
-    inner: Movable<Duplex>,
+    pub(super) inner: Movable<Duplex>,
     codec: PhantomData<fn() -> C>,
 }
 
@@ -64,6 +64,10 @@ impl Duplex {
         // It ends with its descriptor.
         send.set_hangs_up(false);
         Self { recv, send }
+    }
+
+    pub(super) fn fd(&self) -> &Arc<Fd> {
+        self.recv.fd()
     }
 }
 
@@ -317,7 +321,7 @@ impl Moves for Duplex {
 
 impl Serialize for Duplex {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        (duplicate(self.recv.fd())?, self.recv.state(), self.send.state()?).serialize(serializer)
+        (duplicate(self.fd())?, self.recv.state(), self.send.state()?).serialize(serializer)
     }
 }
 

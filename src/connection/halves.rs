@@ -342,3 +342,18 @@ impl<C> sealed::Sealed for RecvHalf<C> {
         self.readiness().map(|(fd, buffered)| Source::buffered(fd, buffered))
     }
 }
+
+macro_rules! descriptors {
+    ($($object:ident)*) => {$(
+        /// The number of the descriptor, -1 once it is closed. It is this object's: to be looked at, not
+        /// to be read from. There is no `AsFd`, as a connection may move away while it is borrowed.
+        #[cfg(multiprocess)]
+        impl<C> crate::sys::AsRawFd for $object<C> {
+            fn as_raw_fd(&self) -> crate::sys::RawFd {
+                self.inner.with(|inner| inner.fd().as_raw_fd()).unwrap_or(-1)
+            }
+        }
+    )*};
+}
+
+descriptors!(RecvHalf SendHalf Connection);
