@@ -15,7 +15,7 @@ use crate::authkey::{self, AuthKey};
 use crate::context::StartMethod;
 use crate::error::RemotePanic;
 use crate::function::{FnId, TaskFailure};
-use crate::reduction::packet::{self, Packet};
+use crate::reduction::packet::{self, Packed, Packet};
 use crate::reduction::{Attachments, Handle, Incoming, Peer, decode, encode};
 use crate::sys::socket::Mode;
 use crate::sys::{self, Fd};
@@ -131,7 +131,56 @@ impl<T> Letter<T> {
     }
 }
 
-/// Sends a head and what stands behind it as one message.
+/// A head and what stands behind it, to be sent as one message.
+#[derive(Debug)]
+pub(crate) struct Draft<'a> {
+    head: Vec<u8>,
+    rest: &'a [u8],
+    attachments: Attachments,
+    packed: Packed,
+}
+
+impl<'a> Draft<'a> {
+    fn new<T: Serialize>(head: &T, rest: &'a [u8], rest_attachments: Attachments) -> io::Result<Self> {
+        let mut bytes = vec![0; 2 * size_of::<u32>()];
+        // The one message in which a key may travel: it stays inside of the family.
+        let mut attachments =
+            authkey::allow_transfer(|| encode(head, &mut bytes, Peer::AnyBuild)).map_err(io::Error::other)?;
+        let len = bytes.len() - 2 * size_of::<u32>();
+        bytes[..4].copy_from_slice(&(len as u32).to_le_bytes());
+        bytes[4..8].copy_from_slice(&(attachments.len() as u32).to_le_bytes());
+        attachments.extend(rest_attachments);
+        let len = bytes.len() + rest.len();
+        if len > packet::LIMIT {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "message over 1 GiB"));
+        }
+        let packed = Packed::new(len, &attachments)?;
+        Ok(Self { head: bytes, rest, attachments, packed })
+    }
+
+    fn pack(&mut self) -> io::Result<bool> {
+        self.packed.pack(&[&self.head, self.rest])
+    }
+
+    /// One that can be sent again and again; other tasks have their turns while a large one is packed.
+    pub(crate) async fn packed<T: Serialize>(
+        head: &T,
+        rest: &'a [u8],
+        rest_attachments: Attachments,
+    ) -> io::Result<Self> {
+        let mut draft = Self::new(head, rest, rest_attachments)?;
+        while !draft.pack()? {
+            tokio::task::yield_now().await;
+        }
+        Ok(draft)
+    }
+
+    pub(crate) fn send(&self, socket: BorrowedFd<'_>, mode: Mode) -> io::Result<()> {
+        self.packed.send(socket, &[&self.head, self.rest], &self.attachments, mode)
+    }
+}
+
+/// Sends a head and what stands behind it as one message, and takes its time with a large one.
 pub(crate) fn send<T: Serialize>(
     socket: BorrowedFd<'_>,
     head: &T,
@@ -139,13 +188,9 @@ pub(crate) fn send<T: Serialize>(
     rest_attachments: Attachments,
     mode: Mode,
 ) -> io::Result<()> {
-    let mut bytes = Vec::new();
-    // The one message in which a key may travel: it stays inside of the family.
-    let mut attachments =
-        authkey::allow_transfer(|| encode(head, &mut bytes, Peer::AnyBuild)).map_err(io::Error::other)?;
-    let prefix = [(bytes.len() as u32).to_le_bytes(), (attachments.len() as u32).to_le_bytes()].concat();
-    attachments.extend(rest_attachments);
-    packet::send(socket, &[&prefix, &bytes, rest], &attachments, mode)
+    let mut draft = Draft::new(head, rest, rest_attachments)?;
+    while !draft.pack()? {}
+    draft.send(socket, mode)
 }
 
 /// Receives one; `None` when the other side is gone.

@@ -9,6 +9,7 @@ use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net as unix;
+use std::path::PathBuf;
 use std::{io, net};
 
 use serde::Serialize;
@@ -232,5 +233,38 @@ fn an_index_without_a_descriptor_is_an_error() {
         assert_eq!(io::read_to_string(reader).unwrap(), "");
         here.send("as before").await.unwrap();
         assert_eq!(there.recv::<String>().await.unwrap(), "as before");
+    });
+}
+
+/// The process that accepts sockets passes them on and keeps none; who gets them hears what a third one
+/// says.
+#[test]
+fn accepted_sockets_are_passed_on() {
+    type Passed = (Handle<unix::UnixStream>, Handle<net::TcpStream>);
+    async fn accept(mut conn: mp::Connection) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("socket");
+        let unix = unix::UnixListener::bind(&path).unwrap();
+        let tcp = net::TcpListener::bind("127.0.0.1:0").unwrap();
+        conn.send(&(path, tcp.local_addr().unwrap())).await.unwrap();
+        let sockets: Passed = (Handle::new(unix.accept().unwrap().0), Handle::new(tcp.accept().unwrap().0));
+        conn.send(&sockets).await.unwrap();
+    }
+    fn shout(path: PathBuf, address: net::SocketAddr, what: String) {
+        let mut unix = unix::UnixStream::connect(path).unwrap();
+        let mut tcp = net::TcpStream::connect(address).unwrap();
+        unix.write_all(what.to_uppercase().as_bytes()).unwrap();
+        tcp.write_all(what.to_uppercase().as_bytes()).unwrap();
+    }
+    run_each(120, |context| async move {
+        let (mut here, there) = mp::pipe().unwrap();
+        let acceptor = context.process(accept, (there,)).start().await.unwrap();
+        let (path, address): (PathBuf, net::SocketAddr) = here.recv().await.unwrap();
+        let third = context.process(shout, (path, address, "hello".to_owned())).start().await.unwrap();
+        let (unix, tcp): Passed = here.recv().await.unwrap();
+        assert!(acceptor.join().await.unwrap().success());
+        assert_eq!(io::read_to_string(unix.into_inner().unwrap()).unwrap(), "HELLO");
+        assert_eq!(io::read_to_string(tcp.into_inner().unwrap()).unwrap(), "HELLO");
+        assert!(third.join().await.unwrap().success());
     });
 }

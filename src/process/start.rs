@@ -1,6 +1,6 @@
 //! The start of a child: an order, a birth, a handshake, each against a deadline.
 
-use crate::sys::{AsFd, BorrowedFd};
+use crate::sys::AsFd;
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -10,7 +10,7 @@ use super::child::Child;
 use super::hand::STARTER;
 use super::{About, ExitStatus, Identity, Process, reactor, table};
 use crate::context::{Context, StartMethod, get_executable};
-use crate::control::{self, Order, Report, Work};
+use crate::control::{self, Draft, Order, Report, Work};
 use crate::error::{Error, Result, StartError};
 use crate::reduction::{Attachments, Handle};
 use crate::sys::per_process::PerProcess;
@@ -62,21 +62,11 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
         executable: get_executable(),
     };
     let (args, attachments) = plan.args;
-    // One message, and never more than the socket takes at once.
-    let give_order =
-        |child: BorrowedFd<'_>| match control::send(child, &order, &args, attachments.clone(), Mode::Try) {
-            // It has ended; how, the handshake finds out.
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) =>
-            {
-                Ok(())
-            }
-            given => given,
-        };
 
     let deadline = reactor::Deadline::after(plan.timeout)?;
     let (timeout, worker) = (plan.timeout, plan.worker);
     let started = async {
+        let order = Draft::packed(&order, &args, attachments).await?;
         for _ in 0..ATTEMPTS {
             let (ours, theirs) = sys::socket::seqpacket_pair()?;
             let newborn = match method {
@@ -101,7 +91,12 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
             };
             // Not before: where nobody waits for children, one without an order is all that cannot
             // have come and gone before anybody had hold of it.
-            give_order(newborn.control.as_fd())?;
+            match order.send(newborn.control.as_fd(), Mode::Try) {
+                // It has ended; how, the handshake finds out.
+                Err(error) if sys::socket::is_gone(&error) => {}
+                // One message is never more than the socket takes at once.
+                given => given?,
+            }
             if let Some(child) = newborn.handshake().await? {
                 return Ok(child);
             }

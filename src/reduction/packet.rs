@@ -23,7 +23,7 @@ use crate::sys::{self, AsFd, BorrowedFd, Fd};
 /// The largest body that goes inside of the datagram.
 pub(crate) const INLINE: usize = 64 << 10;
 /// The largest body that is read of a child or a parent, however much they announce.
-const LIMIT: usize = 1 << 30;
+pub(crate) const LIMIT: usize = 1 << 30;
 /// How long a datagram is whose body lies in a memfd: as heavy as a large one, so that the socket fills up
 /// also with messages whose bytes it does not hold.
 const WEIGHT: usize = 32 << 10;
@@ -123,23 +123,6 @@ impl Packed {
         slices.extend(parts.iter().map(|part| IoSlice::new(part)));
         socket::send(socket, &slices, &descriptors, mode)
     }
-}
-
-/// Sends one message, the concatenation of `parts`, with descriptors beside it; takes its time to write a
-/// large one.
-pub(crate) fn send(
-    socket: BorrowedFd<'_>,
-    parts: &[&[u8]],
-    attachments: &[Attachment],
-    mode: Mode,
-) -> io::Result<()> {
-    let len = parts.iter().map(|part| part.len()).sum::<usize>();
-    if len > LIMIT {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "message over 1 GiB"));
-    }
-    let mut packed = Packed::new(len, attachments)?;
-    while !packed.pack(parts)? {}
-    packed.send(socket, parts, attachments, mode)
 }
 
 /// A socket in which descriptors lie ready, and after them the end.
@@ -325,6 +308,13 @@ mod tests {
     use super::*;
     use crate::sys::socket::seqpacket_pair;
 
+    fn send(socket: &Fd, parts: &[&[u8]], attachments: &[Attachment]) {
+        let len = parts.iter().map(|part| part.len()).sum();
+        let mut packed = Packed::new(len, attachments).unwrap();
+        while !packed.pack(parts).unwrap() {}
+        packed.send(socket.as_fd(), parts, attachments, Mode::Try).unwrap();
+    }
+
     fn attachments(count: usize) -> Vec<Attachment> {
         let bell = Attachment(Arc::new(sys::fd::eventfd().unwrap()));
         vec![bell; count]
@@ -344,7 +334,7 @@ mod tests {
             let bytes: Vec<u8> = (0..len).map(|i| (i / 3) as u8).collect();
             for (cut, handles) in [(0, 0), (len / 3, 1), (len, BESIDE + 1)] {
                 let (first, second) = bytes.split_at(cut);
-                send(a.as_fd(), &[first, &[], second], &attachments(handles), Mode::Try).unwrap();
+                send(&a, &[first, &[], second], &attachments(handles));
                 let (body, fds) = received(&b);
                 assert!(body == bytes && fds.len() == handles, "{len} {handles}");
             }
@@ -359,7 +349,7 @@ mod tests {
             |fds: &[Fd]| -> Vec<_> { fds.iter().map(|fd| sys::fd::identity(fd.as_fd()).unwrap()).collect() };
         let sent = of(&files);
         let files: Vec<_> = files.into_iter().map(|file| Attachment(Arc::new(file))).collect();
-        send(a.as_fd(), &[b"many"], &files, Mode::Try).unwrap();
+        send(&a, &[b"many"], &files);
         let (body, fds) = received(&b);
         assert_eq!((&body[..], of(&fds)), (&b"many"[..], sent));
     }
