@@ -145,6 +145,13 @@ impl fmt::Debug for Error {
     }
 }
 
+/// For what can be made of anything that converts, by whoever has the very thing.
+impl From<std::convert::Infallible> for Error {
+    fn from(never: std::convert::Infallible) -> Self {
+        match never {}
+    }
+}
+
 /// A link that breaks during the handshake is no failed authentication.
 impl From<crate::connection::AuthError> for Error {
     fn from(error: crate::connection::AuthError) -> Self {

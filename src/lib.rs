@@ -103,8 +103,10 @@ pub mod util;
 pub use async_trait::async_trait;
 pub use authkey::AuthKey;
 pub use bootstrap::{block_on, freeze_support, require_freeze_support};
-pub use connection::{Connection, RecvHalf, SendHalf, pipe, simplex_pipe};
-pub use connection::{WaitKey, WaitSet, Waitable, wait, wait_timeout};
+pub use connection::{
+    Address, Client, Connection, Listener, RecvHalf, SendHalf, WaitKey, WaitSet, Waitable, pipe,
+    simplex_pipe, wait, wait_timeout,
+};
 pub use context::{
     Context, OnPreloadError, StartMethod, allow_connection_pickling, get_all_start_methods, get_context,
     get_executable, get_start_method, set_executable, set_forkserver_preload, set_start_method,

@@ -76,6 +76,7 @@ use std::io;
 use async_trait::async_trait;
 use bytes::Bytes;
 use hmac::{Hmac, KeyInit, Mac};
+use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 use subtle::ConstantTimeEq;
 
@@ -114,8 +115,8 @@ pub trait Link: Send {
     /// # Errors
     ///
     /// What the transport reports; also when the next frame is longer than `max_len`, which must be
-    /// found out before room is made for it, and when the peer has gone
-    /// ([`io::ErrorKind::UnexpectedEof`]).
+    /// found out before room is made for it, or is none ([`io::ErrorKind::InvalidData`]), and when the
+    /// peer has gone ([`io::ErrorKind::UnexpectedEof`]).
     async fn recv_bytes(&mut self, max_len: usize) -> io::Result<Bytes>;
 }
 
@@ -147,10 +148,13 @@ pub enum AuthError {
     /// The peer sent us the challenge that we had sent it, so that we answer it in its stead.
     #[error("the peer sent our own challenge back")]
     Reflected,
+    /// The peer belongs to another user, and the listener is for its own user alone.
+    #[error("the peer belongs to another user")]
+    OtherUser,
 }
 
 /// The weakest digest that a handshake may use.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum DigestPolicy {
     /// SHA-256 and nothing weaker.
@@ -399,6 +403,15 @@ pub async fn mutual_client<L: Link + ?Sized>(
     deliver_challenge_with(link, key, policy).await
 }
 
+/// What is too long, or no frame at all, is no more of a handshake than wrong words are.
+async fn hear<L: Link + ?Sized>(link: &mut L) -> Result<Bytes, AuthError> {
+    let heard = link.recv_bytes(MAX_FRAME).await;
+    heard.map_err(|error| match error.kind() {
+        io::ErrorKind::InvalidData => AuthError::Malformed,
+        _ => AuthError::Io(error),
+    })
+}
+
 /// Returns the message that was issued.
 async fn deliver<L: Link + ?Sized>(
     link: &mut L,
@@ -409,7 +422,11 @@ async fn deliver<L: Link + ?Sized>(
     getrandom::fill(&mut nonce).map_err(|error| io::Error::other(error.to_string()))?;
     let challenger = Challenger::new(key, policy, &nonce);
     link.send_bytes(&challenger.challenge()).await?;
-    let judgement = challenger.judge(&link.recv_bytes(MAX_FRAME).await?);
+    let judgement = match hear(link).await {
+        Ok(answer) => challenger.judge(&answer),
+        Err(AuthError::Io(error)) => return Err(error.into()),
+        Err(error) => Err(error),
+    };
     let told = link.send_bytes(Challenger::verdict(&judgement)).await;
     // That the peer is no friend matters more than that it could not be told so.
     judgement?;
@@ -418,9 +435,9 @@ async fn deliver<L: Link + ?Sized>(
 }
 
 async fn answer<L: Link + ?Sized>(link: &mut L, answerer: Answerer<'_>) -> Result<(), AuthError> {
-    let answer = answerer.answer(&link.recv_bytes(MAX_FRAME).await?)?;
+    let answer = answerer.answer(&hear(link).await?)?;
     link.send_bytes(&answer).await?;
-    Answerer::accept_verdict(&link.recv_bytes(MAX_FRAME).await?)
+    Answerer::accept_verdict(&hear(link).await?)
 }
 
 #[cfg(test)]

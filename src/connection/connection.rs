@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::adaptors::{MessageSink, Messages};
 use super::auth;
 use super::halves::{RecvHalf, SendHalf};
-use super::link::{Reader, Writer};
+use super::link::{self, Reader, Writer};
 use super::receiving::{Receiving, arrived, duplicate};
 use super::sending::Sending;
 use super::wait::{Buffered, Source, sealed};
@@ -75,6 +75,12 @@ impl<C> Connection<C> {
     pub(super) fn new(fd: Fd, reader: Reader, writer: Writer, peer: Peer) -> Self {
         let fd = Arc::new(fd);
         Self::of(Duplex::new(Receiving::new(fd.clone(), reader, peer), Sending::new(fd, writer, peer)))
+    }
+
+    /// The end of a connection at whose other end may be no process of this family.
+    pub(super) fn of_stranger(socket: Fd) -> Result<Self> {
+        let (reader, writer) = link::open(&socket)?;
+        Ok(Self::new(socket, reader, writer, Peer::Stranger))
     }
 
     pub(super) fn of(duplex: impl Into<Option<Duplex>>) -> Self {
@@ -299,7 +305,9 @@ pub(super) fn into_io(error: Error) -> io::Error {
     match error {
         Error::Io(error) => error,
         Error::Eof => io::ErrorKind::UnexpectedEof.into(),
-        error @ Error::TooLong { .. } => io::Error::new(io::ErrorKind::InvalidData, error),
+        error @ (Error::TooLong { .. } | Error::Malformed(_)) => {
+            io::Error::new(io::ErrorKind::InvalidData, error)
+        }
         error => io::Error::other(error),
     }
 }

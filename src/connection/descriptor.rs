@@ -26,8 +26,7 @@ impl Connection {
     /// # Errors
     /// For what is neither of these, such as a file on a disk.
     pub fn from_fd(fd: Fd) -> Result<Self> {
-        let (reader, writer) = link::open(&fd)?;
-        Ok(Self::new(fd, reader, writer, Peer::Stranger))
+        Self::of_stranger(fd)
     }
 
     /// [`from_fd`](Self::from_fd) for the number of a descriptor, which stays open and whose it is: the

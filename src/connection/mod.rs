@@ -36,9 +36,13 @@
 //! [`auth`] is the handshake by which both ends of a fresh connection prove that they hold the same
 //! [`AuthKey`](crate::AuthKey) before anything else is read from it.
 
+mod acceptor;
 mod adaptors;
+mod address;
 pub mod auth;
 mod beside;
+mod bind;
+mod client;
 #[allow(clippy::module_inception, reason = "the type's own file")]
 mod connection;
 #[cfg(multiprocess)]
@@ -50,7 +54,9 @@ mod halves;
 mod linger;
 #[cfg_attr(not(multiprocess), allow(dead_code, reason = "nobody there has a descriptor to begin with"))]
 mod link;
+mod listener;
 mod packets;
+mod pending;
 mod pipe;
 mod port;
 mod receiving;
@@ -60,10 +66,14 @@ mod stream;
 mod wait;
 
 pub use adaptors::{MessageSink, Messages};
-pub use auth::AuthError;
+pub use address::{Address, Family};
+pub use auth::{AuthError, answer_challenge, deliver_challenge};
+pub use bind::Bind;
+pub use client::{Client, Connect};
 pub use connection::Connection;
 pub use framed::ByteStream;
 pub use frames::FrameCodec;
 pub use halves::{RecvHalf, ReuniteError, SendHalf};
+pub use listener::Listener;
 pub use pipe::{pipe, simplex_pipe};
 pub use wait::{WaitKey, WaitSet, Waitable, wait, wait_timeout};

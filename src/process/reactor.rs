@@ -19,7 +19,14 @@ pub(crate) async fn readable(fd: BorrowedFd<'_>) -> io::Result<()> {
     registered.readable().await
 }
 
-/// The same with a limit by the kernel's clock; false when it ran out.
+/// The same for room to write.
+pub(crate) async fn writable(fd: BorrowedFd<'_>) -> io::Result<()> {
+    let registered = Registered::new(fd.try_clone_to_owned()?, Interest::WRITABLE)?;
+    registered.write_edge().await;
+    Ok(())
+}
+
+/// [`readable`] with a limit by the kernel's clock; false when it ran out.
 pub(crate) async fn readable_within(fd: BorrowedFd<'_>, timeout: Duration) -> io::Result<bool> {
     if sys::fd::poll_readable(fd, Some(Duration::ZERO))? {
         return Ok(true);

@@ -15,6 +15,9 @@ pub(crate) trait Moves: Serialize + Send + 'static {
     /// What it is called when it is closed.
     const NAME: &'static str;
 
+    /// It has moved, and what is dropped next is only its shell here.
+    fn moved(&mut self) {}
+
     /// Whether several processes may have it at a time, so that a message to several takes
     /// duplicates of it and leaves it here.
     fn is_shared(&self) -> bool {
@@ -105,6 +108,13 @@ impl<T: Moves> Movable<T> {
         self.with(|_| ()).is_err()
     }
 
+    /// Drops the object; if it is in a message under way, it does not come back from there.
+    pub(crate) fn close(&self) {
+        let place = std::mem::replace(&mut *self.place(), Place::Gone);
+        // Not under the lock.
+        drop(place);
+    }
+
     /// A panic while it was locked has left the object where it was.
     fn place(&self) -> MutexGuard<'_, Place<T>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
@@ -159,11 +169,13 @@ pub(super) trait Departing: Send + Sync {
     fn leave(&self);
 }
 
-impl<T: Send> Departing for Mutex<Option<T>> {
+impl<T: Moves> Departing for Mutex<Option<T>> {
     fn leave(&self) {
         // Not under the lock.
         let object = self.lock().unwrap_or_else(PoisonError::into_inner).take();
-        drop(object);
+        if let Some(mut object) = object {
+            object.moved();
+        }
     }
 }
 

@@ -14,6 +14,8 @@ use crate::sys::{AsFd, BorrowedFd, Fd};
 ///
 /// - a [`Connection`](crate::Connection) or [`RecvHalf`](crate::RecvHalf): a message or its end is
 ///   there, in the socket or already in the reader;
+/// - a [`Listener`](crate::Listener): somebody has come. With a key he may still turn out to be nobody
+///   who may come in;
 /// - a [`Sentinel`](crate::Sentinel) or [`Process`](crate::Process): the process has ended;
 /// - descriptors, files, pipes and sockets of std's and Tokio's: as `poll(2)` says. Regular files are
 ///   always ready; listeners are when somebody calls.
@@ -54,6 +56,11 @@ impl<'a> Source<'a> {
     /// The descriptor tells all.
     pub(crate) fn bare(fd: BorrowedFd<'a>) -> Self {
         Self { fd: Descriptor::Borrowed(fd), buffered: None }
+    }
+
+    /// The same, of an object in a cell.
+    pub(crate) fn shared(fd: Arc<Fd>) -> Self {
+        Self { fd: Descriptor::Shared(fd), buffered: None }
     }
 
     /// Ready when either is.

@@ -10,6 +10,7 @@ pub(crate) mod guardian;
 pub(crate) mod init;
 pub(crate) mod interrupt;
 pub(crate) mod memory;
+pub(crate) mod net;
 pub(crate) mod orphan;
 pub(crate) mod per_process;
 pub(crate) mod probe;
