@@ -35,7 +35,9 @@ fn pipe() -> (File, Connection) {
     (writes.into(), Connection::from_fd(reads).unwrap())
 }
 
-const PAIRS: [(&str, fn() -> (File, Connection)); 3] = [("unix", unix), ("tcp", tcp), ("pipe", pipe)];
+type Pair = fn() -> (File, Connection);
+
+const PAIRS: [(&str, Pair); 3] = [("unix", unix), ("tcp", tcp), ("pipe", pipe)];
 
 /// The long form of a header.
 fn long(len: u64) -> Vec<u8> {
@@ -113,7 +115,8 @@ fn nonsense_is_an_error_as_soon_as_it_is_known() {
     run(60, async {
         let malformed = |error: &Error| matches!(error, Error::Malformed(_));
         let too_long = |error: &Error| matches!(error, Error::TooLong { max, .. } if *max == 1 << 30);
-        let nonsense: [(Vec<u8>, &dyn Fn(&Error) -> bool); 8] = [
+        type Right<'a> = &'a dyn Fn(&Error) -> bool;
+        let nonsense: [(Vec<u8>, Right<'_>); 8] = [
             ((-2i32).to_be_bytes().to_vec(), &malformed),
             (i32::MIN.to_be_bytes().to_vec(), &malformed),
             (b"\xffPOST / HTTP/1.1\r\n".to_vec(), &malformed),
@@ -207,8 +210,10 @@ fn descriptors_and_what_announces_them_must_fit() {
     run(60, async {
         let hi = |head: Vec<u8>| [head, b"hi".to_vec()].concat();
         let short = || b"\0\0\0\x02hi".to_vec();
-        // What is sent, in parts, each with so many descriptors; how many messages come before the error.
-        let sent: Vec<(Vec<(Vec<u8>, usize)>, usize)> = vec![
+        /// So many bytes and descriptors, sent together.
+        type Part = (Vec<u8>, usize);
+        // What is sent; how many messages come before the error.
+        let sent: Vec<(Vec<Part>, usize)> = vec![
             // Announced, and not there: at all, or in full.
             (vec![(hi(announces(1, 2)), 0)], 0),
             (vec![(hi(announces(3, 2)), 2)], 0),

@@ -39,7 +39,9 @@ fn pipe() -> (OwnedFd, OwnedFd) {
     (writes, reads)
 }
 
-const PAIRS: [(&str, fn() -> (OwnedFd, OwnedFd)); 3] = [("unix", unix), ("tcp", tcp), ("pipe", pipe)];
+type Pair = fn() -> (OwnedFd, OwnedFd);
+
+const PAIRS: [(&str, Pair); 3] = [("unix", unix), ("tcp", tcp), ("pipe", pipe)];
 
 fn connection(fd: OwnedFd) -> Connection {
     Connection::from_fd(fd).unwrap()
@@ -415,7 +417,7 @@ fn a_large_message_is_as_large_in_memory_and_no_larger() {
 async fn storm(sends: OwnedFd, receives: OwnedFd) {
     const MESSAGES: usize = 5_000;
     // Ends in the middle of large ones too, and mostly in small ones.
-    let len = |i: usize| if i % 50 == 0 { 400_000 } else { (i * 37) % 3_000 };
+    let len = |i: usize| if i.is_multiple_of(50) { 400_000 } else { (i * 37) % 3_000 };
     let sender = tokio::spawn(async move {
         let mut here = connection(sends);
         let mut sent = Vec::new();
@@ -481,7 +483,7 @@ fn handles_travel_over_a_unix_socket() {
         let (mut here, mut there) = (connection(here), connection(there));
         // Beside one message, before and after others, and more than one call to the kernel takes.
         for count in [1, 2, 0, 251, 252, 0, 600, 1024, 1] {
-            let blobs: Vec<_> = (0..count).map(|i| Blob::new(&message(100 + i, i)).unwrap()).collect();
+            let blobs: Vec<_> = (0..count).map(|i| Blob::new(message(100 + i, i)).unwrap()).collect();
             let sender = async {
                 here.send("before").await.unwrap();
                 here.send(&(blobs, message(300_000, count))).await.unwrap();
@@ -499,7 +501,7 @@ fn handles_travel_over_a_unix_socket() {
         }
         // Several that wait together.
         for i in 0..20 {
-            here.send(&(i, Blob::new(&message(i, i)).unwrap())).await.unwrap();
+            here.send(&(i, Blob::new(message(i, i)).unwrap())).await.unwrap();
             here.send(&i).await.unwrap();
         }
         for i in 0..20 {
@@ -546,7 +548,7 @@ fn handles_that_do_not_fit_wait_until_they_do() {
     run(60, async {
         let (here, there) = unix();
         let (mut here, mut there) = (connection(here), connection(there));
-        let blobs = || (0..4).map(|i| Blob::new(&message(10, i)).unwrap()).collect::<Vec<_>>();
+        let blobs = || (0..4).map(|i| Blob::new(message(10, i)).unwrap()).collect::<Vec<_>>();
         here.send(&blobs()).await.unwrap();
         assert_eq!(there.recv::<Vec<Blob>>().await.unwrap().len(), 4);
         here.send(&blobs()).await.unwrap();
@@ -570,7 +572,7 @@ fn the_first_handles_that_do_not_fit_are_the_loss_of_their_message_alone() {
     run(60, async {
         let (here, there) = unix();
         let (mut here, mut there) = (connection(here), connection(there));
-        let blobs: Vec<_> = (0..4).map(|i| Blob::new(&message(10, i)).unwrap()).collect();
+        let blobs: Vec<_> = (0..4).map(|i| Blob::new(message(10, i)).unwrap()).collect();
         here.send("before").await.unwrap();
         here.send(&blobs).await.unwrap();
         here.send("after").await.unwrap();
