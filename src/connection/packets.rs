@@ -78,53 +78,49 @@ impl Reader {
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Delivery>>> {
         loop {
-            if let Some(next) = self.try_next(port, max)? {
+            if let Some(next) = self.take(max)? {
                 return Poll::Ready(Ok(next));
             }
+            // Before each attempt, so that none is made of which it is known that it is in vain.
             ready!(port.poll_readable(cx))?;
+            match self.fill(port.as_fd()) {
+                Ok(true) => {}
+                Ok(false) => port.clear_readable(),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => port.clear_readable(),
+                Err(error) => return Poll::Ready(Err(error.into())),
+            }
         }
     }
 
-    /// The next message if it is there; `None` inside is the end.
-    fn try_next(&mut self, port: &mut Port, max: usize) -> Result<Option<Option<Delivery>>> {
-        loop {
-            match self.arrived.front_mut() {
-                Some(Arrived::Frames(frames)) => {
-                    let len = frames.get_u32() as usize;
-                    let body = frames.split_to(len);
-                    if frames.is_empty() {
+    /// The next message of those that have arrived; `None` inside is the end.
+    fn take(&mut self, max: usize) -> Result<Option<Option<Delivery>>> {
+        match self.arrived.front_mut() {
+            Some(Arrived::Frames(frames)) => {
+                let len = frames.get_u32() as usize;
+                let body = frames.split_to(len);
+                if frames.is_empty() {
+                    self.arrived.pop_front();
+                }
+                deliver(Delivery { body, handles: Vec::new() }, max)
+            }
+            Some(Arrived::Packet(packet)) => {
+                // What does not fit below the limit of descriptors stays here until it does.
+                if let Err(error) = packet.opened.unload() {
+                    if !sys::fd::is_exhausted(&error) {
                         self.arrived.pop_front();
                     }
-                    return deliver(Delivery { body, handles: Vec::new() }, max);
+                    return Err(error.into());
                 }
-                Some(Arrived::Packet(packet)) => {
-                    // What does not fit below the limit of descriptors stays here until it does.
-                    if let Err(error) = packet.opened.unload() {
-                        if !sys::fd::is_exhausted(&error) {
-                            self.arrived.pop_front();
-                        }
-                        return Err(error.into());
-                    }
-                    let message = packet.deliver(max);
-                    self.arrived.pop_front();
-                    return message.map(|message| Some(Some(message)));
-                }
-                Some(Arrived::Lost(why)) => {
-                    let why = std::mem::replace(why, Error::Eof);
-                    self.arrived.pop_front();
-                    return Err(why);
-                }
-                None if self.ended => return Ok(Some(None)),
-                None => match self.fill(port.as_fd()) {
-                    Ok(true) => {}
-                    Ok(false) => port.clear_readable(),
-                    Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                        port.clear_readable();
-                        return Ok(None);
-                    }
-                    Err(error) => return Err(error.into()),
-                },
+                let message = packet.deliver(max);
+                self.arrived.pop_front();
+                message.map(|message| Some(Some(message)))
             }
+            Some(Arrived::Lost(why)) => {
+                let why = std::mem::replace(why, Error::Eof);
+                self.arrived.pop_front();
+                Err(why)
+            }
+            None => Ok(self.ended.then_some(None)),
         }
     }
 

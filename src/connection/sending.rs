@@ -22,6 +22,9 @@ const KEPT: usize = 64 << 10;
 /// How many bytes are gathered before they are sent, and how long a message may be to be gathered.
 const BATCH: usize = 32 << 10;
 
+/// How many bytes are sooner copied behind a header than sent from where they are.
+const COPIED: usize = 4 << 10;
+
 /// A descriptor and what sends over it.
 #[derive(Debug)]
 pub(super) struct Sending {
@@ -80,7 +83,9 @@ impl Sending {
     pub(super) async fn send_bytes(&mut self, bytes: &[u8]) -> Result<()> {
         self.flush_fed().await?;
         start(&mut self.scratch);
-        self.send_scratch(bytes, &Attachments::new(), None).await
+        let (copied, rest) = if bytes.len() <= COPIED { (bytes, &[][..]) } else { (&[][..], bytes) };
+        self.scratch.extend_from_slice(copied);
+        self.send_scratch(rest, &Attachments::new(), None).await
     }
 
     /// Sends what is in the scratch, and `rest` after it.
