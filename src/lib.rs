@@ -86,6 +86,9 @@ mod error;
 mod fork;
 mod forkserver;
 mod function;
+#[cfg(any(fuzzing, test))]
+#[doc(hidden)]
+pub mod fuzz;
 mod log;
 mod pool;
 mod process;
