@@ -77,10 +77,11 @@ impl Reader {
         max: usize,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Delivery>>> {
+        if let Some(next) = self.take(max)? {
+            return Poll::Ready(Ok(next));
+        }
+        port.expect_readable();
         loop {
-            if let Some(next) = self.take(max)? {
-                return Poll::Ready(Ok(next));
-            }
             // Before each attempt, so that none is made of which it is known that it is in vain.
             ready!(port.poll_readable(cx))?;
             match self.fill(port.as_fd()) {
@@ -88,6 +89,9 @@ impl Reader {
                 Ok(false) => port.clear_readable(),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => port.clear_readable(),
                 Err(error) => return Poll::Ready(Err(error.into())),
+            }
+            if let Some(next) = self.take(max)? {
+                return Poll::Ready(Ok(next));
             }
         }
     }

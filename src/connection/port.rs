@@ -63,6 +63,16 @@ impl Port {
         self.reads.poll(&self.fd, cx)
     }
 
+    /// Has the next poll not wait if nobody on this runtime, or there is none, could tell what has come
+    /// meanwhile.
+    pub(crate) fn expect_readable(&mut self) {
+        let told = || {
+            let (runtime, _) = self.reads.registered.as_ref()?;
+            Some(*runtime == Handle::try_current().ok()?.id())
+        };
+        self.reads.ready = self.reads.ready || told() != Some(true);
+    }
+
     /// Has the next poll wait for something new to read.
     pub(crate) fn clear_readable(&mut self) {
         self.reads.ready = false;
