@@ -172,16 +172,14 @@ fn a_listener_tells_about_itself() {
     });
 }
 
-fn call(address: Address, key: Option<AuthKey>) -> impl Future<Output = ()> {
-    async move {
-        let mut connect = Client::connect(address);
-        if let Some(key) = &key {
-            connect = connect.authkey(key);
-        }
-        let mut connection = connect.await.unwrap();
-        connection.send("hello").await.unwrap();
-        assert_eq!(connection.recv::<String>().await.unwrap(), "hello yourself");
+async fn call(address: Address, key: Option<AuthKey>) {
+    let mut connect = Client::connect(address);
+    if let Some(key) = &key {
+        connect = connect.authkey(key);
     }
+    let mut connection = connect.await.unwrap();
+    connection.send("hello").await.unwrap();
+    assert_eq!(connection.recv::<String>().await.unwrap(), "hello yourself");
 }
 
 async fn child_calls(address: Address, with_key: bool) {
