@@ -186,6 +186,102 @@ fn what_processes_write_to_sockets_is_collected_to_the_last_byte() {
     });
 }
 
+async fn send_numbers(mut send: mp::SendHalf, writer: u32, slow: bool) {
+    let mut random = Random::from_seed(u64::from(writer) + 7);
+    for number in 0..10u32 {
+        if slow {
+            tokio::time::sleep(Duration::from_millis(random.below(30))).await;
+        }
+        send.send(&(writer, number)).await.unwrap();
+    }
+}
+
+// conformance: TestWait.test_wait
+// conformance: TestWait.test_wait_slow
+#[test]
+fn what_processes_send_is_collected_to_the_last_message() {
+    run_each(120, async |context| {
+        for slow in [false, true] {
+            let (mut writers, mut readers, mut received) = (Vec::new(), Vec::new(), BTreeSet::new());
+            for writer in 0..4 {
+                let (recv, send) = mp::simplex_pipe().unwrap();
+                readers.push(recv);
+                writers.push(context.process(send_numbers, (send, writer, slow)).start().await.unwrap());
+            }
+            while !readers.is_empty() {
+                let objects: Vec<_> = readers.iter().map(|reader| reader as &dyn Waitable).collect();
+                for index in wait(&objects).await.unwrap().into_iter().rev() {
+                    match readers[index].recv::<(u32, u32)>().await {
+                        Ok(message) => assert!(received.insert(message)),
+                        Err(error) => {
+                            assert!(error.is_eof());
+                            readers.swap_remove(index);
+                        }
+                    }
+                }
+            }
+            let all = (0..4).flat_map(|writer| (0..10).map(move |number| (writer, number)));
+            assert!(received.into_iter().eq(all));
+            for writer in writers {
+                assert!(writer.join().await.unwrap().success());
+            }
+        }
+    });
+}
+
+async fn send_without_end(mut sends: Vec<mp::SendHalf>) {
+    for number in 0u64.. {
+        for send in &mut sends {
+            send.send(&number).await.unwrap();
+        }
+    }
+}
+
+/// Of each pipe every message that was sent is received, in order, up to the end that comes when its
+/// writer is killed.
+#[test]
+fn a_set_counts_every_message_of_writers_that_are_killed() {
+    const WRITERS: usize = 8;
+    const PIPES: usize = 64 / WRITERS;
+    run(240, async {
+        let mut random = Random::new();
+        let set = WaitSet::new().unwrap();
+        let (mut readers, mut writers) = (std::collections::HashMap::new(), Vec::new());
+        for _ in 0..WRITERS {
+            let mut sends = Vec::new();
+            for _ in 0..PIPES {
+                let (recv, send) = mp::simplex_pipe().unwrap();
+                readers.insert(set.insert(&recv).unwrap(), (recv, 0));
+                sends.push(send);
+            }
+            writers.push(mp::Process::builder(send_without_end, (sends,)).start().await.unwrap());
+        }
+        let mut received = 0;
+        while !readers.is_empty() {
+            if received >= 2_000 && random.below(50) == 0 && !writers.is_empty() {
+                let writer = writers.swap_remove(random.below(writers.len() as u64) as usize);
+                writer.kill().unwrap();
+                writer.join().await.unwrap();
+            }
+            for key in set.wait().await.unwrap() {
+                let (recv, next) = readers.get_mut(&key).expect("it is no ghost");
+                match recv.recv::<u64>().await {
+                    Ok(number) => {
+                        assert_eq!(number, *next);
+                        *next += 1;
+                        received += 1;
+                    }
+                    Err(error) => {
+                        assert!(error.is_eof(), "{error}");
+                        readers.remove(&key);
+                    }
+                }
+            }
+        }
+        assert_eq!((writers.len(), now(&set)), (0, vec![]));
+    });
+}
+
 #[test]
 fn all_kinds_of_objects_are_waited_for_together() {
     run(60, async {
