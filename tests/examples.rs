@@ -148,6 +148,21 @@ fn service_tells_whose_fault_it_was() {
     assert_eq!(lines.last(), Some(&"done, with 0 killed at the deadline"));
 }
 
+#[cfg(feature = "python")]
+#[test]
+fn python_peer_talks_in_both_directions() {
+    let nobody = run(example("python_peer").env("PATH", "/nonexistent"));
+    assert_code(&nobody, 0);
+    assert!(stdout(&nobody).starts_with("There is no python3"), "{}", stdout(&nobody));
+
+    let output = run(&mut example("python_peer"));
+    assert_code(&output, 0);
+    if stdout(&output) != stdout(&nobody) {
+        let last = stdout(&output).lines().last();
+        assert!(last.is_some_and(|last| last.ends_with(" added: 36893488147419103230")), "{last:?}");
+    }
+}
+
 #[test]
 fn archives_have_the_checksums_of_the_lock_file_in_its_order() {
     let directory = TempDir::new().unwrap();
