@@ -110,6 +110,58 @@ def killed(pool, until):
         return time.perf_counter() - begin
 
 
+def connection_echo(connection):
+    try:
+        while True:
+            connection.send_bytes(connection.recv_bytes())
+    except EOFError:
+        pass
+
+
+def connection_take(connection, count):
+    connection.send_bytes(b"r")
+    for _ in range(count):
+        connection.recv_bytes()
+    connection.send_bytes(b"d")
+
+
+def connection_peer(target, *args):
+    here, there = multiprocessing.Pipe()
+    # The copy that a forked child has of our end would keep its own from ending.
+    process = multiprocessing.get_context("spawn").Process(target=target, args=(there, *args))
+    process.start()
+    there.close()
+    return here, process
+
+
+def connection_trips(count, size):
+    here, process = connection_peer(connection_echo)
+    message = bytes(size)
+    here.send_bytes(message)
+    here.recv_bytes()
+    begin = time.perf_counter()
+    for _ in range(count):
+        here.send_bytes(message)
+        here.recv_bytes()
+    taken = time.perf_counter() - begin
+    here.close()
+    process.join()
+    return taken / count
+
+
+def connection_one_way(count, size):
+    here, process = connection_peer(connection_take, count)
+    message = bytes(size)
+    here.recv_bytes()
+    begin = time.perf_counter()
+    for _ in range(count):
+        here.send_bytes(message)
+    here.recv_bytes()
+    taken = time.perf_counter() - begin
+    process.join()
+    return taken / count
+
+
 def main(workload, processes, count, size):
     if workload.startswith("start_join_"):
         print(start_join(workload.removeprefix("start_join_"), count))
@@ -120,6 +172,9 @@ def main(workload, processes, count, size):
             print(killed(pool, workload.removeprefix("kill_")))
         return
     run = globals()[workload]
+    if workload.startswith("connection_"):
+        print(run(count, size))
+        return
     args = (size,) if workload.startswith("payload_") else ()
     with multiprocessing.Pool(processes) as pool:
         pool.map(square, range(1000))

@@ -1,4 +1,4 @@
-//! This crate beside procspawn, rayon, workers made by hand with `tokio::process`, and CPython:
+//! This crate beside procspawn, ipc-channel, rayon, workers made by hand with `tokio::process`, and CPython:
 //! `cargo run --release` in this directory, with the names of what is to be compared, or all of it.
 //! `starts-of-large` wants a `cargo build --release --features large` first.
 //!
@@ -7,9 +7,13 @@
 
 mod anchor;
 mod by_hand;
+mod channel;
+mod connections;
 mod kills;
 mod once;
 mod payloads;
+#[path = "../../support/peer.rs"]
+mod peer;
 #[path = "../../support/mod.rs"]
 mod support;
 
@@ -51,6 +55,11 @@ fn main() {
     }
     if wants("kills") {
         kills::compare(&multi, python);
+    }
+    if wants("connections") {
+        // As most who wait for one connection at a time.
+        let current = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        connections::compare(&current, python);
     }
     if wants("payloads") {
         payloads::compare(&multi, python);
