@@ -9,7 +9,6 @@ use std::fs::File;
 use std::io::{PipeReader, PipeWriter, Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net as unix;
-use std::path::PathBuf;
 use std::{io, net};
 
 use serde::Serialize;
@@ -236,35 +235,43 @@ fn an_index_without_a_descriptor_is_an_error() {
     });
 }
 
-/// The process that accepts sockets passes them on and keeps none; who gets them hears what a third one
-/// says.
+/// What is accepted goes on to another process, and the one that accepted it keeps nothing.
+// conformance: _TestPicklingConnections.test_pickling
 #[test]
-fn accepted_sockets_are_passed_on() {
-    type Passed = (Handle<unix::UnixStream>, Handle<net::TcpStream>);
+fn what_was_accepted_is_passed_on() {
     async fn accept(mut conn: mp::Connection) {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("socket");
-        let unix = unix::UnixListener::bind(&path).unwrap();
-        let tcp = net::TcpListener::bind("127.0.0.1:0").unwrap();
-        conn.send(&(path, tcp.local_addr().unwrap())).await.unwrap();
-        let sockets: Passed = (Handle::new(unix.accept().unwrap().0), Handle::new(tcp.accept().unwrap().0));
-        conn.send(&sockets).await.unwrap();
+        let unix = mp::Listener::temporary().await.unwrap();
+        let inet = mp::Listener::bind("127.0.0.1:0").await.unwrap();
+        let plain = net::TcpListener::bind("127.0.0.1:0").unwrap();
+        for listener in [&unix, &inet] {
+            conn.send(listener.address()).await.unwrap();
+            conn.send(&listener.accept().await.unwrap()).await.unwrap();
+        }
+        conn.send(&plain.local_addr().unwrap()).await.unwrap();
+        conn.send(&Handle::new(plain.accept().unwrap().0)).await.unwrap();
     }
-    fn shout(path: PathBuf, address: net::SocketAddr, what: String) {
-        let mut unix = unix::UnixStream::connect(path).unwrap();
-        let mut tcp = net::TcpStream::connect(address).unwrap();
-        unix.write_all(what.to_uppercase().as_bytes()).unwrap();
-        tcp.write_all(what.to_uppercase().as_bytes()).unwrap();
+    async fn shout(address: mp::Address, what: String) {
+        mp::Client::connect(address).await.unwrap().send(&what.to_uppercase()).await.unwrap();
+    }
+    fn shout_plainly(address: net::SocketAddr, what: String) {
+        net::TcpStream::connect(address).unwrap().write_all(what.to_uppercase().as_bytes()).unwrap();
     }
     run_each(120, |context| async move {
         let (mut here, there) = mp::pipe().unwrap();
         let acceptor = context.process(accept, (there,)).start().await.unwrap();
-        let (path, address): (PathBuf, net::SocketAddr) = here.recv().await.unwrap();
-        let third = context.process(shout, (path, address, "hello".to_owned())).start().await.unwrap();
-        let (unix, tcp): Passed = here.recv().await.unwrap();
+        for what in ["over unix", "over inet"] {
+            let address: mp::Address = here.recv().await.unwrap();
+            let third = context.process(shout, (address, what.to_owned())).start().await.unwrap();
+            let mut conn: mp::Connection = here.recv().await.unwrap();
+            assert_eq!(conn.recv::<String>().await.unwrap(), what.to_uppercase());
+            assert!(conn.recv::<String>().await.unwrap_err().is_eof());
+            assert!(third.join().await.unwrap().success());
+        }
+        let address: net::SocketAddr = here.recv().await.unwrap();
+        let third = context.process(shout_plainly, (address, "plainly".to_owned())).start().await.unwrap();
+        let plain: Handle<net::TcpStream> = here.recv().await.unwrap();
         assert!(acceptor.join().await.unwrap().success());
-        assert_eq!(io::read_to_string(unix.into_inner().unwrap()).unwrap(), "HELLO");
-        assert_eq!(io::read_to_string(tcp.into_inner().unwrap()).unwrap(), "HELLO");
+        assert_eq!(io::read_to_string(plain.into_inner().unwrap()).unwrap(), "PLAINLY");
         assert!(third.join().await.unwrap().success());
     });
 }
