@@ -46,6 +46,10 @@
 //! | `Pool(4)` | [`Pool::new`]`(4).await?` |
 //! | `pool.apply_async(f, args)` | [`pool.apply(f, args)`](Pool::apply)`.submit()` |
 //! | `pool.imap_unordered(f, xs)` | [`pool.imap_unordered(f, xs)`](Pool::imap_unordered), a stream |
+//! | `Pipe()`, `Pipe(duplex=False)` | [`pipe()?`](pipe), [`simplex_pipe()?`](simplex_pipe) |
+//! | `conn.send(x)`, `conn.recv()`, `conn.poll(1)` | [`Connection::send`], [`recv`](Connection::recv), [`poll_timeout`](Connection::poll_timeout) |
+//! | `Listener(address, authkey=key)`, `Client(address, authkey=key)` | [`Listener::bind(address)`](Listener::bind)`.authkey(&key).await?`, [`Client::connect(address)`](Client::connect) likewise |
+//! | `connection.wait(objects, timeout)` | [`wait`], [`wait_timeout`], and [`WaitSet`] for many |
 //! | `sys.exit(reason)` in a child | [`exit`] |
 //! | `util.Finalize`, `register_after_fork` | [`util::Finalize`], [`register_after_fork`] |
 //!
@@ -62,6 +66,13 @@
 //! The guide [`docs::pool`] has a section, with an example that runs, on each thing that decides whether
 //! one can bet a service on a pool: memory, killing for certain, state, streams, evidence, fairness,
 //! size, insight, tests with faults. [`doctor()`] says what the machine lacks.
+//!
+//! # Between processes
+//!
+//! A [`pipe`] joins two processes, whichever they are: its ends are arguments and messages like any
+//! other value, and move to whom they are sent. A [`Listener`] takes connections from processes that have
+//! nothing in common with this one, CPython's among them (feature `python`). The module [`connection`]
+//! says what each promises. Files and sockets travel as a [`Handle`].
 //!
 //! # Costs
 //!

@@ -34,7 +34,7 @@ pub(super) enum At {
 /// A listener in the making: see [`Listener::bind`]. Awaiting it gives the [`Listener`].
 ///
 /// # Errors
-/// [`Error::InvalidArgument`] for what is no address; else what the system says: `AddrInUse` where
+/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for what is no address; else what the system says: `AddrInUse` where
 /// somebody listens or a file lies, `PermissionDenied`, `AddrNotAvailable`. A host's name that has
 /// several addresses is bound at the first that will do.
 ///

@@ -23,6 +23,33 @@
 //! # Ok(()) }
 //! ```
 //!
+//! # Two kinds of link
+//!
+//! | | [`pipe`], [`simplex_pipe`] | [`Listener`] and [`Client`], descriptors |
+//! |---|---|---|
+//! | between | processes of one family | any, also [CPython's](#cpython), also on other machines |
+//! | underneath | a pair of packet sockets | a byte stream, in CPython's frames |
+//! | a message is whole, | as it is one packet, whoever dies | as its sender finishes what it has begun |
+//! | an end is [shared](Connection::share) | by any number of processes | by one alone |
+//! | handles travel | yes | over Unix sockets |
+//! | functions travel | as their place in the program | by [registered](crate::register) name alone |
+//!
+//! # Who is at the other end
+//!
+//! Whoever can reach the address of a listener can connect to it. With an [`AuthKey`](crate::AuthKey) on
+//! both sides each proves to the other that it holds the key ([`auth`] says how) before anything else is
+//! read; a stranger learns no more than that it has failed, costs a bounded number of descriptors for a
+//! bounded time, and holds up nobody. Without a key the address decides: the file's permissions, or those
+//! of the private directory of [`Listener::temporary`]; anybody, over TCP and abstract names. Nothing is
+//! encrypted. What a peer sends is decoded as data, with limits on its length, depth and handles.
+//!
+//! # CPython
+//!
+//! `multiprocessing.connection.Listener` and `Client` of CPython 3.8 and later are peers, with the same
+//! key. Messages of bytes need nothing more; for Python's objects there is the feature `python` with the
+//! codec `python::Pickle`. Before 3.12 CPython authenticates by MD5 alone, which has to be asked for: the
+//! feature `md5`, and [`DigestPolicy::Md5`](auth::DigestPolicy).
+//!
 //! # Caveats
 //!
 //! - A message waits in its sender until the kernel has room for it. Two processes that only send to each
@@ -32,9 +59,6 @@
 //!   [`readable`](Connection::readable) and [`wait`] know both. A [shared](Connection::share) end does not
 //!   read ahead.
 //! - What a process has received and not answered dies with it. Nothing else does.
-//!
-//! [`auth`] is the handshake by which both ends of a fresh connection prove that they hold the same
-//! [`AuthKey`](crate::AuthKey) before anything else is read from it.
 
 mod acceptor;
 mod adaptors;
