@@ -17,8 +17,8 @@
 //!
 //! # fn main() -> Result<(), tokio_multiprocess::reduction::CodecError> {
 //! // What CPython makes of {"path": "a.png", "size": (640, 480)}
-//! let pickle = b"\x80\x04\x95$\0\0\0\0\0\0\0}\x94(\x8c\x04path\x94\x8c\x05a.png\x94\x8c\x04size\x94\
-//!                M\x80\x02M\xe0\x01\x86\x94u.";
+//! let pickle = b"\x80\x04\x95#\0\0\0\0\0\0\0}\x94(\x8c\x04path\x94\x8c\x05a.png\x94\
+//!                \x8c\x04size\x94M\x80\x02M\xe0\x01\x86\x94u.";
 //! let job: Job = Pickle::decode(pickle)?;
 //! assert_eq!(job, Job { path: "a.png".to_owned(), size: Some((640, 480)) });
 //! # Ok(())
