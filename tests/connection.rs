@@ -206,12 +206,15 @@ fn who_only_polls_takes_nothing() {
 fn what_was_read_ahead_is_polled_and_travels() {
     fn sum(mut conn: Connection, mut answer: Connection) {
         mp::block_on(async {
+            assert!(conn.poll_timeout(Duration::ZERO).await.unwrap());
+            assert_eq!(conn.recv::<i32>().await.unwrap(), 8);
             let mut values = Vec::new();
             for _ in 0..3 {
                 assert!(conn.poll().unwrap());
                 conn.readable().await.unwrap();
                 values.push(conn.recv::<(String, mp::Blob)>().await.unwrap());
             }
+            assert!(!conn.poll().unwrap());
             let text: Vec<_> = values.iter().map(|(text, blob)| format!("{text}{}", blob.len())).collect();
             answer.send(&text).await.unwrap();
             assert!(conn.recv::<u8>().await.unwrap_err().is_eof());
@@ -220,21 +223,22 @@ fn what_was_read_ahead_is_polled_and_travels() {
     }
     run_each(60, async |context| {
         let (mut here, mut there) = mp::pipe().unwrap();
-        // The appetite grows with what was there.
-        for value in 0..7 {
+        // The appetite grows with what was there: 1, 2, 4, and then all the rest.
+        for value in 0..9 {
             here.send(&value).await.unwrap();
         }
         for blob in 1..4 {
             let blob = mp::Blob::new(vec![b'x'; blob]).unwrap();
             here.send(&("text", blob)).await.unwrap();
         }
-        for value in 0..7 {
+        for value in 0..8 {
             assert_eq!(there.recv::<i32>().await.unwrap(), value);
         }
-        drop(here);
+        assert!(there.poll().unwrap());
         let (mut answer, theirs) = mp::pipe().unwrap();
         let child = context.process(sum, (there, theirs)).start().await.unwrap();
         assert_eq!(answer.recv::<Vec<String>>().await.unwrap(), ["text1", "text2", "text3"]);
+        drop(here);
         assert!(child.join().await.unwrap().success());
     });
 }
