@@ -17,7 +17,7 @@ use std::time::Duration;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::unistd::Pid;
 use support::process::{Call, Meeting};
-use support::{PATIENCE, Random, current_thread, eventually, guard, multi_thread, run, run_each};
+use support::{PATIENCE, Random, current_thread, guard, multi_thread, run, run_each};
 use tempfile::TempDir;
 use tokio_multiprocess as mp;
 use tokio_multiprocess::connection::auth::{answer_challenge, deliver_challenge};
@@ -591,28 +591,25 @@ fn a_full_backlog_is_waited_out() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("socket");
         let listener = Listener::bind(&path).backlog(1).await.unwrap();
-        let connected = Arc::new(AtomicUsize::new(0));
-        let clients: Vec<_> = (0..CLIENTS)
-            .map(|_| {
-                let (path, connected) = (path.clone(), connected.clone());
-                tokio::spawn(async move {
-                    let connection = Client::connect(path).await.unwrap();
-                    connected.fetch_add(1, Ordering::Relaxed);
-                    connection
-                })
-            })
-            .collect();
-        eventually("the backlog is full", || connected.load(Ordering::Relaxed) > 0).await;
-        assert!(connected.load(Ordering::Relaxed) < CLIENTS);
+        let mut first = Vec::new();
+        let full = loop {
+            match tokio::net::UnixStream::connect(&path).await {
+                Ok(stream) => first.push(stream),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(full.kind(), io::ErrorKind::WouldBlock);
         // One that has no patience.
         let error = Client::connect(&path).timeout(Duration::from_millis(50)).await.unwrap_err();
         assert!(error.is_timeout(), "{error}");
+        let connect = || tokio::spawn(Client::connect(&path).into_future());
+        let clients: Vec<_> = (0..CLIENTS).map(|_| connect()).collect();
         let mut accepted = Vec::new();
-        while accepted.len() < CLIENTS {
+        while accepted.len() < first.len() + CLIENTS {
             accepted.push(listener.accept().await.unwrap());
         }
         for client in clients {
-            client.await.unwrap();
+            client.await.unwrap().unwrap();
         }
     });
 }
@@ -776,4 +773,49 @@ async fn poll_a_while(listener: &Listener) {
         assert!(futures::poll!(&mut accept).is_pending());
         tokio::task::yield_now().await;
     }
+}
+
+#[test]
+fn a_listener_can_be_waited_for() {
+    run(WATCHDOG, async {
+        let dir = tempfile::tempdir().unwrap();
+        for listener in listeners(&dir).await {
+            assert_eq!(mp::wait_timeout(&[&listener], Duration::ZERO).await.unwrap(), []);
+            let _client = Client::connect(listener.address()).await.unwrap();
+            assert_eq!(mp::wait(&[&listener]).await.unwrap(), [0]);
+            listener.accept().await.unwrap();
+            assert_eq!(mp::wait_timeout(&[&listener], Duration::ZERO).await.unwrap(), []);
+            listener.close();
+            assert!(mp::wait(&[&listener]).await.unwrap_err().is_closed());
+        }
+    });
+}
+
+fn half(x: u64) -> u64 {
+    x / 2
+}
+
+fn nameless(x: u64) -> u64 {
+    x
+}
+
+mp::register!(half);
+
+#[test]
+fn functions_cross_a_listener_by_name_alone() {
+    run(WATCHDOG, async {
+        let listener = Listener::temporary().await.unwrap();
+        let (mut a, mut b) = meet(&listener).await;
+        for _ in 0..2 {
+            a.send(&mp::Func::new(half)).await.unwrap();
+            let got: mp::Func<(u64,), u64> = b.recv().await.unwrap();
+            assert_eq!(got, mp::Func::new(half));
+            let error = a.send(&mp::Func::new(nameless)).await.unwrap_err().to_string();
+            assert!(error.contains("nameless") && error.contains("register!"), "{error}");
+            let error = a.send(&AuthKey::random()).await.unwrap_err().to_string();
+            assert!(error.contains("AuthKey"), "{error}");
+            // And the other way.
+            std::mem::swap(&mut a, &mut b);
+        }
+    });
 }

@@ -367,7 +367,7 @@ fn a_flood_does_not_keep_honest_clients_out() {
             });
         }
         let test = async {
-            for _ in 0..100 {
+            for _ in 0..30 {
                 call(at.clone(), key.clone()).await;
             }
         };
@@ -433,12 +433,15 @@ fn wait_for_descriptors(meeting: String) {
         call.say("at the limit");
         // The client is in the backlog now.
         call.hear().unwrap();
-        let cpu = || nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
-        let before = cpu().user_time();
+        let cpu = || {
+            let usage = nix::sys::resource::getrusage(nix::sys::resource::UsageWho::RUSAGE_SELF).unwrap();
+            nix::sys::time::TimeValLike::num_milliseconds(&(usage.user_time() + usage.system_time()))
+        };
+        let before = cpu();
         let waited = tokio::time::timeout(Duration::from_millis(500), &mut accept).await;
         assert!(waited.is_err(), "{waited:?}");
-        let spent = cpu().user_time() - before;
-        assert!(nix::sys::time::TimeValLike::num_milliseconds(&spent) < 250, "it spins: {spent}");
+        let spent = cpu() - before;
+        assert!(spent < 100, "it spins: {spent} ms");
         let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
         setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
         accept.await.unwrap().send("at last").await.unwrap();

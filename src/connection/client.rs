@@ -21,7 +21,7 @@ use crate::sys::{AsFd, Fd};
 const TIMEOUT: Duration = Duration::from_secs(20);
 /// When to try a Unix socket again whose backlog is full, as nothing tells when there is room: at
 /// first soon, and later so that a crowd of clients costs little.
-const PAUSES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(20)];
+const PAUSES: [Duration; 2] = [Duration::from_millis(1), Duration::from_millis(5)];
 
 /// Connects to a [`Listener`](crate::Listener), ours or Python's: see [`connect`](Self::connect).
 #[derive(Debug)]
