@@ -244,7 +244,8 @@ impl<C: Codec> Connection<C> {
     /// As those of [`SendHalf::send`].
     ///
     /// # Cancel safety
-    /// If the future is dropped before it is ready, the message was not sent.
+    /// As that of [`SendHalf::send`]: over a pipe of this crate's, the message was not sent if the future
+    /// is dropped before it is ready.
     pub async fn send<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
         self.send_half()?.send::<C, T>(value).await
     }

@@ -166,7 +166,9 @@ impl<C: Codec> RecvHalf<C> {
     /// [`Error::Eof`](crate::Error::Eof) when the peer is gone and all that it has sent was received;
     /// [`Error::Decode`](crate::Error::Decode) if the message is no `T`, and
     /// [`Error::TooLong`](crate::Error::TooLong) if it is over the maximum: that message is gone then,
-    /// and the next one can be received. When there are no numbers left for the descriptors that come
+    /// and the next one can be received. Over a stream of bytes nothing can be received after one that is
+    /// too long, is no message or was cut short: each later call gives the same error. When there are no
+    /// numbers left for the descriptors that come
     /// with a message, that is an error, which can be tried again unless it says that they are lost.
     ///
     /// # Panics
@@ -264,7 +266,10 @@ impl<C: Codec> SendHalf<C> {
     /// If it has to wait outside of a runtime with I/O.
     ///
     /// # Cancel safety
-    /// If the future is dropped before it is ready, the message was not sent.
+    /// If the future is dropped before it is ready, the message was not sent. Over a stream of bytes that
+    /// is so until its first byte is out; from then on all of it goes out, also if this end is dropped: a
+    /// thread writes the rest, for as long as the peer takes to read it. What of
+    /// [`send_bytes`](Self::send_bytes)'s argument is left is copied for that.
     pub async fn send<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
         self.inner.get_mut()?.send::<C, T>(value).await
     }
