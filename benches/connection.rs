@@ -29,7 +29,7 @@ fn main() {
 
 fn round_trips(title: &str, runtime: &Runtime) {
     const TRIPS: u32 = 2_000;
-    let mut peers = ALL.map(|kind| runtime.block_on(Peer::start(kind, Work::Echo { size: 64 })));
+    let mut peers = ALL.map(|kind| runtime.block_on(Peer::start(kind, Work::Echo)));
     let mut figures = ALL.map(|kind| Figure::new(kind.name()));
     for _ in 0..ROUNDS {
         for (peer, figure) in peers.iter_mut().zip(&mut figures) {
@@ -43,16 +43,16 @@ fn round_trips(title: &str, runtime: &Runtime) {
 
 fn one_way(runtime: &Runtime) {
     const COUNT: u32 = 50_000;
-    let work = Work::Take { size: 64, count: COUNT };
+    let work = Work::Values { count: COUNT };
     let mut peers = ALL.map(|kind| runtime.block_on(Peer::start(kind, work)));
     let mut sent = ALL.map(|kind| Figure::new(kind.name()));
     let mut fed = [Kind::Pipe, Kind::Listener].map(|kind| Figure::new(format!("{}, as a Sink", kind.name())));
     for _ in 0..ROUNDS {
         for (peer, figure) in peers.iter_mut().zip(&mut sent) {
-            figure.push(runtime.block_on(peer.send(64, COUNT)));
+            figure.push(runtime.block_on(peer.send(COUNT)));
         }
         for (peer, figure) in peers[1..].iter_mut().zip(&mut fed) {
-            figure.push(runtime.block_on(peer.feed(64, COUNT)));
+            figure.push(runtime.block_on(peer.feed(COUNT)));
         }
     }
     heading("64 B one way, each");
@@ -64,11 +64,11 @@ fn one_way(runtime: &Runtime) {
 }
 
 fn throughput(title: &str, runtime: &Runtime, size: usize, count: u32) {
-    let mut peers = ALL.map(|kind| runtime.block_on(Peer::start(kind, Work::Take { size, count })));
+    let mut peers = ALL.map(|kind| runtime.block_on(Peer::start(kind, Work::Bytes { size, count })));
     let mut figures = ALL.map(|kind| Figure::new(kind.name()));
     for _ in 0..ROUNDS {
         for (peer, figure) in peers.iter_mut().zip(&mut figures) {
-            figure.push(runtime.block_on(peer.send(size, count)));
+            figure.push(runtime.block_on(peer.send_bytes(size, count)));
         }
     }
     heading(title);

@@ -39,9 +39,18 @@ enum Way {
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
 pub(crate) enum Work {
-    Echo { size: usize },
-    Take { size: usize, count: u32 },
+    /// Sends back what it gets.
+    Echo,
+    /// Takes bytes.
+    Bytes { size: usize, count: u32 },
+    /// Takes values of 64 B.
+    Values { count: u32 },
 }
+
+/// 64 B, as a value: none of its numbers is small.
+pub(crate) type Value = [u64; 8];
+pub(crate) const VALUE: Value = [u64::MAX; 8];
+pub(crate) const SIZE: usize = size_of::<Value>();
 
 enum End {
     /// Buffered, so that several messages which wait cost one system call here as well.
@@ -54,26 +63,52 @@ impl End {
         Self::Bare(BufReader::with_capacity(64 << 10, stream))
     }
 
-    async fn put(&mut self, message: &[u8]) {
+    async fn put(&mut self, bytes: &[u8]) {
         match self {
-            Self::Bare(stream) => stream.write_all(message).await.expect("sent"),
-            Self::Ours(connection) => connection.send(message).await.expect("sent"),
+            Self::Bare(stream) => stream.write_all(bytes).await.expect("sent"),
+            Self::Ours(connection) => connection.send_bytes(bytes).await.expect("sent"),
         }
     }
 
-    /// False at the end.
-    async fn take(&mut self, message: &mut Vec<u8>) -> bool {
+    /// Takes as many bytes as `room` has; false at the end.
+    async fn take(&mut self, room: &mut [u8]) -> bool {
         match self {
-            Self::Bare(stream) => stream.read_exact(message).await.is_ok(),
-            Self::Ours(connection) => match connection.recv().await {
-                Ok(received) => {
-                    *message = received;
+            Self::Bare(stream) => stream.read_exact(room).await.is_ok(),
+            Self::Ours(connection) => match connection.recv_bytes().await {
+                // Nobody needs a copy of what is there.
+                Ok(bytes) => {
+                    assert_eq!(bytes.len(), room.len());
                     true
                 }
                 Err(error) if error.is_eof() => false,
                 Err(error) => panic!("{error}"),
             },
         }
+    }
+
+    async fn put_value(&mut self) {
+        match self {
+            Self::Bare(stream) => stream.write_all(&[7; SIZE]).await.expect("sent"),
+            Self::Ours(connection) => connection.send(&VALUE).await.expect("sent"),
+        }
+    }
+
+    async fn take_value(&mut self) {
+        match self {
+            Self::Bare(stream) => {
+                stream.read_exact(&mut [0; SIZE]).await.expect("received");
+            }
+            Self::Ours(connection) => {
+                let value: Value = connection.recv().await.expect("received");
+                assert_eq!(value, VALUE);
+            }
+        }
+    }
+
+    /// Asks whether the other side is ready.
+    async fn meet(&mut self) -> bool {
+        self.put(&[1]).await;
+        self.take(&mut [0]).await
     }
 }
 
@@ -84,21 +119,29 @@ async fn peer(way: Way, work: Work) {
         Way::Listener(address) => End::Ours(mp::Client::connect(address).await.expect("a connection")),
     };
     match work {
-        Work::Echo { size } => {
-            let mut message = vec![0; size];
-            while end.take(&mut message).await {
-                end.put(&message).await;
+        Work::Echo => {
+            let mut bytes = [0; SIZE];
+            while end.take(&mut bytes).await {
+                end.put(&bytes).await;
             }
         }
-        Work::Take { size, count } => {
-            let (mut go, mut message) = (vec![0; 1], vec![0; size]);
-            while end.take(&mut go).await {
-                end.put(&go).await;
+        Work::Bytes { size, count } => {
+            let mut room = vec![0; size];
+            while end.take(&mut [0]).await {
+                end.put(&[1]).await;
                 for _ in 0..count {
-                    assert!(end.take(&mut message).await);
-                    assert_eq!((message.len(), message[0]), (size, 7));
+                    assert!(end.take(&mut room).await);
                 }
-                end.put(&go).await;
+                end.put(&[1]).await;
+            }
+        }
+        Work::Values { count } => {
+            while end.take(&mut [0]).await {
+                end.put(&[1]).await;
+                for _ in 0..count {
+                    end.take_value().await;
+                }
+                end.put(&[1]).await;
             }
         }
     }
@@ -136,45 +179,53 @@ impl Peer {
 
     /// What one takes, in seconds.
     pub(crate) async fn round_trips(&mut self, count: u32) -> f64 {
-        let mut message = vec![7; 64];
+        let mut bytes = [7; SIZE];
         // The first one shows that the peer is there.
-        self.end.put(&message).await;
-        assert!(self.end.take(&mut message).await);
-        measure(count, async {
+        self.end.put(&bytes).await;
+        assert!(self.end.take(&mut bytes).await);
+        each(count, async {
             for _ in 0..count {
-                self.end.put(&message).await;
-                assert!(self.end.take(&mut message).await);
+                self.end.put(&bytes).await;
+                assert!(self.end.take(&mut bytes).await);
             }
         })
         .await
     }
 
-    pub(crate) async fn send(&mut self, size: usize, count: u32) -> f64 {
-        let message = vec![7; size];
-        self.ready().await;
-        measure(count, async {
+    pub(crate) async fn send_bytes(&mut self, size: usize, count: u32) -> f64 {
+        let bytes = vec![7; size];
+        assert!(self.end.meet().await);
+        each(count, async {
             for _ in 0..count {
-                self.end.put(&message).await;
+                self.end.put(&bytes).await;
             }
-            assert!(self.end.take(&mut vec![0]).await);
+            assert!(self.end.take(&mut [0]).await);
         })
         .await
     }
 
-    pub(crate) async fn feed(&mut self, size: usize, count: u32) -> f64 {
-        let message = vec![7u8; size];
-        self.ready().await;
-        let End::Ours(connection) = &mut self.end else {
-            unreachable!("a bare stream is no sink of messages")
-        };
-        measure(count, async {
-            let mut sink = connection.sink();
+    pub(crate) async fn send(&mut self, count: u32) -> f64 {
+        assert!(self.end.meet().await);
+        each(count, async {
             for _ in 0..count {
-                sink.feed(message.clone()).await.expect("taken");
+                self.end.put_value().await;
+            }
+            assert!(self.end.take(&mut [0]).await);
+        })
+        .await
+    }
+
+    pub(crate) async fn feed(&mut self, count: u32) -> f64 {
+        assert!(self.end.meet().await);
+        let End::Ours(connection) = &mut self.end else { unreachable!("a bare stream is no sink of values") };
+        each(count, async {
+            let mut sink = connection.sink::<Value>();
+            for _ in 0..count {
+                sink.feed(VALUE).await.expect("taken");
             }
             sink.flush().await.expect("sent");
             drop(sink);
-            connection.recv::<Vec<u8>>().await.expect("that all has arrived");
+            connection.recv_bytes().await.expect("that all has arrived");
         })
         .await
     }
@@ -183,15 +234,10 @@ impl Peer {
         drop(self.end);
         self.process.join().await.expect("its end");
     }
-
-    async fn ready(&mut self) {
-        self.end.put(&[1]).await;
-        assert!(self.end.take(&mut vec![0]).await);
-    }
 }
 
 /// What one of `count` operations takes on average if `all` does them; in seconds.
-async fn measure(count: u32, all: impl Future<Output = ()>) -> f64 {
+async fn each(count: u32, all: impl Future<Output = ()>) -> f64 {
     let begin = Instant::now();
     all.await;
     begin.elapsed().as_secs_f64() / f64::from(count)

@@ -34,7 +34,10 @@ struct Direction {
 impl Port {
     pub(crate) fn new(fd: impl Into<Arc<Fd>>) -> Self {
         let direction = |interest| Direction { interest, ready: true, registered: None };
-        Self { fd: fd.into(), reads: direction(Interest::READABLE), writes: direction(Interest::WRITABLE) }
+        // Who waits for an answer is told as well that the question was read, as Tokio's own sockets are: so
+        // its processor is out of its sleep when the answer comes, which is a fifth of a round trip.
+        let reads = direction(Interest::READABLE | Interest::WRITABLE);
+        Self { fd: fd.into(), reads, writes: direction(Interest::WRITABLE) }
     }
 
     /// What is readable after a while, by the kernel's clock.
@@ -97,9 +100,10 @@ impl Direction {
                 continue;
             };
             // The edge is taken before the attempt: what happens after the attempt is another one.
-            let edge = match self.interest {
-                Interest::READABLE => registered.poll_edge(cx),
-                _ => registered.poll_write_edge(cx),
+            let edge = if self.interest.is_readable() {
+                registered.poll_edge(cx)
+            } else {
+                registered.poll_write_edge(cx)
             };
             match edge {
                 Poll::Ready(Ok(())) => self.ready = true,

@@ -1,19 +1,18 @@
 //! ipc-channel's side of what `peer` does: a process at the other end of two channels.
 
-
-use ipc_channel::ipc::{self, IpcOneShotServer, IpcReceiver, IpcSender};
+use ipc_channel::ipc::{self, IpcBytesReceiver, IpcBytesSender, IpcOneShotServer, IpcReceiver, IpcSender};
 use serde::{Deserialize, Serialize};
 use tokio_multiprocess as mp;
 
-use crate::peer::Work;
+use crate::peer::{SIZE, VALUE, Value, Work};
 use crate::support::share;
 
-type Message = Vec<u8>;
-
+/// Of channels of bytes, and one of values.
 #[derive(Serialize, Deserialize)]
 struct Ends {
-    to: IpcSender<Message>,
-    from: IpcReceiver<Message>,
+    to: IpcBytesSender,
+    from: IpcBytesReceiver,
+    values: IpcSender<Value>,
 }
 
 pub(crate) struct Channel {
@@ -21,62 +20,79 @@ pub(crate) struct Channel {
     ends: Ends,
 }
 
+/// Makes the channels, and hands the other ends over.
+fn connect(name: String) -> (Ends, IpcReceiver<Value>) {
+    let (to, there) = ipc::bytes_channel().expect("a channel");
+    let (here, from) = ipc::bytes_channel().expect("a channel");
+    let (values, taken) = ipc::channel().expect("a channel");
+    let rendezvous = IpcSender::connect(name).expect("the one who waits");
+    rendezvous.send(Ends { to: here, from: there, values: values.clone() }).expect("sent");
+    (Ends { to, from, values }, taken)
+}
+
 fn peer(name: String, work: Work) {
-    let Ends { to, from } = connect(name);
+    let (Ends { to, from, values }, taken) = connect(name);
+    drop(values);
     match work {
-        Work::Echo { .. } => {
-            while let Ok(message) = from.recv() {
-                to.send(message).expect("sent");
+        Work::Echo => {
+            while let Ok(bytes) = from.recv() {
+                to.send(&bytes).expect("sent");
             }
         }
-        Work::Take { size, count } => {
-            while let Ok(go) = from.recv() {
-                to.send(go).expect("sent");
+        Work::Bytes { size, count } => {
+            while from.recv().is_ok() {
+                to.send(&[1]).expect("sent");
                 for _ in 0..count {
-                    let message = from.recv().expect("a message");
-                    assert_eq!((message.len(), message[0]), (size, 7));
+                    assert_eq!(from.recv().expect("bytes").len(), size);
                 }
-                to.send(vec![1]).expect("sent");
+                to.send(&[1]).expect("sent");
+            }
+        }
+        Work::Values { count } => {
+            while from.recv().is_ok() {
+                to.send(&[1]).expect("sent");
+                for _ in 0..count {
+                    assert_eq!(taken.recv().expect("a value"), VALUE);
+                }
+                to.send(&[1]).expect("sent");
             }
         }
     }
-}
-
-/// Makes both channels, and hands the other ends over.
-fn connect(name: String) -> Ends {
-    let ((to, there), (here, from)) = (ipc::channel().expect("a channel"), ipc::channel().expect("a channel"));
-    let rendezvous = IpcSender::connect(name).expect("the one who waits");
-    rendezvous.send(Ends { to: here, from: there }).expect("sent");
-    Ends { to, from }
 }
 
 impl Channel {
     pub(crate) async fn start(work: Work) -> Self {
         let (server, name) = IpcOneShotServer::<Ends>::new().expect("a server");
         let process = mp::Process::builder(peer, (name, work)).start().await.expect("a child");
-        let (_, ends) = server.accept().expect("both ends");
+        let (_, ends) = server.accept().expect("the ends");
         Self { process, ends }
     }
 
     /// What one takes, in seconds; the same for the others.
     pub(crate) fn round_trips(&self, count: u32) -> f64 {
-        let message = vec![7; 64];
+        let Ends { to, from, .. } = &self.ends;
         let trip = || {
-            self.ends.to.send(message.clone()).expect("sent");
-            self.ends.from.recv().expect("the same");
+            to.send(&[7; SIZE]).expect("sent");
+            assert_eq!(from.recv().expect("the same").len(), SIZE);
         };
         trip();
         share(count, || (0..count).for_each(|_| trip()))
     }
 
-    pub(crate) fn send(&self, size: usize, count: u32) -> f64 {
-        let message = vec![7; size];
-        self.ends.to.send(vec![1]).expect("sent");
+    pub(crate) fn send_bytes(&self, size: usize, count: u32) -> f64 {
+        let bytes = vec![7; size];
+        self.one_way(count, || self.ends.to.send(&bytes).expect("sent"))
+    }
+
+    pub(crate) fn send(&self, count: u32) -> f64 {
+        self.one_way(count, || self.ends.values.send(VALUE).expect("sent"))
+    }
+
+    fn one_way(&self, count: u32, send: impl Fn()) -> f64 {
+        self.ends.to.send(&[1]).expect("sent");
         self.ends.from.recv().expect("that it is ready");
         share(count, || {
-            for _ in 0..count {
-                self.ends.to.send(message.clone()).expect("sent");
-            }
+            (0..count).for_each(|_| send());
             self.ends.from.recv().expect("that all has arrived");
         })
     }

@@ -4,80 +4,115 @@ use tokio::runtime::Runtime;
 
 use crate::anchor::anchor;
 use crate::channel::Channel;
-use crate::peer::{Kind, Peer, Work};
+use crate::peer::{Kind, Peer, SIZE, Work};
 use crate::support::{Bound, Figure, heading};
 
 const ROUNDS: usize = 9;
+const KINDS: [Kind; 3] = [Kind::Bare, Kind::Pipe, Kind::Listener];
 
 pub(crate) fn compare(runtime: &Runtime, python: bool) {
     round_trips(runtime, python);
-    one_way(runtime, "64 B one way, each", 64, 100_000, Bound::Faster(2.0), python);
-    one_way(runtime, "16 KiB one way, each", 16 << 10, 4_000, Bound::None, python);
-    one_way(runtime, "1 MiB one way, each", 1 << 20, 100, Bound::None, python);
+    values(runtime, python);
+    bytes(runtime, python, "64 B of bytes one way, each", SIZE, 50_000);
+    bytes(runtime, python, "16 KiB one way, each", 16 << 10, 4_000);
+    bytes(runtime, python, "1 MiB one way, each", 1 << 20, 100);
+}
+
+/// All who take part.
+struct Parties {
+    peers: [Peer; 3],
+    channel: Channel,
+}
+
+impl Parties {
+    async fn start(work: Work) -> Self {
+        let [bare, pipe, listener] = KINDS.map(|kind| Peer::start(kind, work));
+        Self { peers: [bare.await, pipe.await, listener.await], channel: Channel::start(work).await }
+    }
+
+    async fn stop(self) {
+        for peer in self.peers {
+            peer.stop().await;
+        }
+        self.channel.stop().await;
+    }
+}
+
+fn figures() -> ([Figure; 3], Figure, Figure) {
+    (KINDS.map(|kind| Figure::new(kind.name())), Figure::new("ipc-channel"), Figure::new("CPython's Pipe"))
 }
 
 fn round_trips(runtime: &Runtime, python: bool) {
     const TRIPS: u32 = 3_000;
-    let work = Work::Echo { size: 64 };
-    let [mut bare, mut ours] = [Kind::Bare, Kind::Pipe].map(|kind| runtime.block_on(Peer::start(kind, work)));
-    let channel = runtime.block_on(Channel::start(work));
-    let mut bares = Figure::new(Kind::Bare.name());
-    let mut trips = Figure::new(Kind::Pipe.name());
-    let mut channels = Figure::new("ipc-channel");
-    let mut cpython = Figure::new("CPython's Pipe");
+    let mut parties = runtime.block_on(Parties::start(Work::Echo));
+    let (mut trips, mut channel, mut cpython) = figures();
     for _ in 0..ROUNDS {
-        bares.push(runtime.block_on(bare.round_trips(TRIPS)));
-        trips.push(runtime.block_on(ours.round_trips(TRIPS)));
-        channels.push(channel.round_trips(TRIPS));
+        for (peer, figure) in parties.peers.iter_mut().zip(&mut trips) {
+            figure.push(runtime.block_on(peer.round_trips(TRIPS)));
+        }
+        channel.push(parties.channel.round_trips(TRIPS));
         if python {
-            cpython.push(anchor("connection_trips", 1, TRIPS as usize, 64));
+            cpython.push(anchor("connection_trips", 1, TRIPS as usize, SIZE));
         }
     }
     heading("64 B there and back");
-    bares.print();
-    trips.print_against(&bares, Bound::Times(1.15));
-    channels.print_against(&bares, Bound::None);
+    let [bare, ours @ ..] = &trips;
+    bare.print();
+    ours.iter().for_each(|figure| figure.print_against(bare, Bound::Times(1.15)));
+    channel.print_against(bare, Bound::None);
     if python {
-        cpython.print_against(&bares, Bound::None);
+        cpython.print_against(bare, Bound::None);
     }
-    runtime.block_on(async {
-        bare.stop().await;
-        ours.stop().await;
-        channel.stop().await;
-    });
+    runtime.block_on(parties.stop());
 }
 
-/// All against ipc-channel; `sent` is what is asked of `send`.
-fn one_way(runtime: &Runtime, title: &str, size: usize, count: u32, sent: Bound, python: bool) {
-    let work = Work::Take { size, count };
-    let [mut bare, mut ours] = [Kind::Bare, Kind::Pipe].map(|kind| runtime.block_on(Peer::start(kind, work)));
-    let channel = runtime.block_on(Channel::start(work));
-    let mut channels = Figure::new("ipc-channel");
-    let mut sends = Figure::new("pipe(), send");
-    let mut feeds = Figure::new("pipe(), feed of a Sink");
-    let mut bares = Figure::new(Kind::Bare.name());
-    let mut cpython = Figure::new("CPython's Pipe");
+fn values(runtime: &Runtime, python: bool) {
+    const COUNT: u32 = 100_000;
+    let mut parties = runtime.block_on(Parties::start(Work::Values { count: COUNT }));
+    let (mut sent, mut channel, mut cpython) = figures();
+    let [_, ours @ ..] = KINDS;
+    let mut fed = ours.map(|kind| Figure::new(format!("{}, as a Sink", kind.name())));
     for _ in 0..ROUNDS {
-        channels.push(channel.send(size, count));
-        sends.push(runtime.block_on(ours.send(size, count)));
-        feeds.push(runtime.block_on(ours.feed(size, count)));
-        bares.push(runtime.block_on(bare.send(size, count)));
+        channel.push(parties.channel.send(COUNT));
+        for (peer, figure) in parties.peers.iter_mut().zip(&mut sent) {
+            figure.push(runtime.block_on(peer.send(COUNT)));
+        }
+        for (peer, figure) in parties.peers[1..].iter_mut().zip(&mut fed) {
+            figure.push(runtime.block_on(peer.feed(COUNT)));
+        }
+        if python {
+            cpython.push(anchor("connection_one_way", 1, COUNT as usize, SIZE));
+        }
+    }
+    heading("values of 64 B one way, each");
+    channel.print();
+    let [bare, sent @ ..] = &sent;
+    sent.iter().for_each(|figure| figure.print_against(&channel, Bound::Faster(2.0)));
+    fed.iter().for_each(|figure| figure.print_against(&channel, Bound::Faster(6.0)));
+    bare.print_against(&channel, Bound::None);
+    if python {
+        cpython.print_against(&channel, Bound::None);
+    }
+    runtime.block_on(parties.stop());
+}
+
+fn bytes(runtime: &Runtime, python: bool, title: &str, size: usize, count: u32) {
+    let mut parties = runtime.block_on(Parties::start(Work::Bytes { size, count }));
+    let (mut sent, mut channel, mut cpython) = figures();
+    for _ in 0..ROUNDS {
+        channel.push(parties.channel.send_bytes(size, count));
+        for (peer, figure) in parties.peers.iter_mut().zip(&mut sent) {
+            figure.push(runtime.block_on(peer.send_bytes(size, count)));
+        }
         if python {
             cpython.push(anchor("connection_one_way", 1, count as usize, size));
         }
     }
     heading(title);
-    channels.print();
-    sends.print_against(&channels, sent);
-    // Batches are for small messages.
-    feeds.print_against(&channels, if size < 1 << 10 { Bound::Faster(6.0) } else { Bound::None });
-    bares.print_against(&channels, Bound::None);
+    channel.print();
+    sent.iter().for_each(|figure| figure.print_against(&channel, Bound::None));
     if python {
-        cpython.print_against(&channels, Bound::None);
+        cpython.print_against(&channel, Bound::None);
     }
-    runtime.block_on(async {
-        bare.stop().await;
-        ours.stop().await;
-        channel.stop().await;
-    });
+    runtime.block_on(parties.stop());
 }
