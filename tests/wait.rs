@@ -448,6 +448,31 @@ fn who_was_dropped_does_not_haunt_the_set() {
     });
 }
 
+/// As those of a server that hands its connections on: they are open elsewhere, and the kernel goes on to
+/// tell of them.
+#[test]
+fn connections_that_have_moved_hide_nobody() {
+    run(60, async {
+        let (mut here, mut worker) = mp::pipe().unwrap();
+        let set = WaitSet::new().unwrap();
+        let (mut moved, mut clients) = (Vec::new(), Vec::new());
+        for _ in 0..600 {
+            let (conn, client) = mp::pipe().unwrap();
+            set.insert(&conn).unwrap();
+            here.send(&conn).await.unwrap();
+            moved.push(worker.recv::<mp::Connection>().await.unwrap());
+            clients.push(client);
+        }
+        let (stays, client) = mp::pipe().unwrap();
+        let key = set.insert(&stays).unwrap();
+        clients.push(client);
+        for client in &mut clients {
+            client.send(&1).await.unwrap();
+        }
+        assert_eq!(set.wait().await.unwrap(), [key]);
+    });
+}
+
 /// Puts a socket at the number of another.
 fn replace(old: UnixStream, new: UnixStream) -> UnixStream {
     // SAFETY: the number has one owner, here, and it owns what the call puts there.

@@ -61,6 +61,15 @@ struct Entry {
     file: Option<(u64, u64)>,
 }
 
+/// What a look has found.
+#[derive(Debug)]
+pub(super) struct Look {
+    pub(super) ready: Vec<WaitKey>,
+    /// Whether it asked all there are to ask. Else those that it left out may be ready, also if it found
+    /// nobody: nothing that waits would hear of them, as they have said so already.
+    pub(super) whole: bool,
+}
+
 /// What a member itself says, whatever the kernel says.
 enum Word {
     Ready,
@@ -99,8 +108,8 @@ impl Members {
         true
     }
 
-    /// Who is ready; `told` are the tokens of those whose flag has gone up.
-    pub(super) fn look(&mut self, epoll: &Epoll, told: Vec<u64>) -> io::Result<Vec<WaitKey>> {
+    /// Looks who is ready; `told` are the tokens of those whose flag has gone up.
+    pub(super) fn look(&mut self, epoll: &Epoll, told: Vec<u64>) -> io::Result<Look> {
         self.looks += 1;
         for id in mem::take(&mut self.silent) {
             self.arm(id, epoll);
@@ -110,10 +119,11 @@ impl Members {
         for _ in 0..self.hot.len().min(MOST) {
             self.ask_hottest(epoll, &mut ready);
         }
-        for id in epoll.take(MOST)? {
+        let reports = epoll.take(MOST)?;
+        for &id in &reports {
             self.reported(id, epoll, &mut ready);
         }
-        Ok(ready)
+        Ok(Look { whole: self.hot.is_empty() && reports.len() < MOST, ready })
     }
 
     fn ask_hottest(&mut self, epoll: &Epoll, ready: &mut Vec<WaitKey>) {

@@ -12,7 +12,7 @@ use tokio::task::coop;
 
 use super::Waitable;
 use super::buffered::Bell;
-use super::members::{Members, WaitKey};
+use super::members::{Look, Members, WaitKey};
 use super::waitable::Source;
 use crate::error::Result;
 use crate::process::reactor;
@@ -132,7 +132,7 @@ impl WaitSet {
         loop {
             // Before the look, so that what happens after it is heard.
             let mut rung = pin!(self.bell.rung());
-            let ready = self.look()?;
+            let ready = self.look().await?;
             if !ready.is_empty() {
                 return Ok(ready);
             }
@@ -160,7 +160,7 @@ impl WaitSet {
     /// As [`wait`](Self::wait).
     pub async fn wait_timeout(&self, timeout: Duration) -> Result<Vec<WaitKey>> {
         coop::consume_budget().await;
-        let ready = self.look()?;
+        let ready = self.look().await?;
         if !ready.is_empty() || timeout.is_zero() {
             return Ok(ready);
         }
@@ -169,19 +169,26 @@ impl WaitSet {
             ready = self.wait() => ready,
             over = reactor::sleep(timeout) => {
                 over?;
-                Ok(self.look()?)
+                Ok(self.look().await?)
             }
         }
     }
 
-    /// Who is ready now.
-    fn look(&self) -> io::Result<Vec<WaitKey>> {
-        let ready = lock(&self.members).look(&self.epoll, self.bell.take())?;
-        if !ready.is_empty() {
-            // Others may have looked before these were ready, and wait for reports that are taken now.
-            self.bell.ring();
+    /// Who is ready now. It goes on while those that it has asked are none of them ready, as those whose
+    /// messages were read meanwhile, or whose files are closed here, and there are others.
+    async fn look(&self) -> io::Result<Vec<WaitKey>> {
+        loop {
+            let Look { ready, whole } = lock(&self.members).look(&self.epoll, self.bell.take())?;
+            if !ready.is_empty() || !whole {
+                // Others may have looked before these were ready, and wait for reports that are taken
+                // now; or this future is dropped before it has asked everybody.
+                self.bell.ring();
+            }
+            if !ready.is_empty() || whole {
+                return Ok(ready);
+            }
+            coop::consume_budget().await;
         }
-        Ok(ready)
     }
 
     fn register(&self) -> io::Result<(runtime::Id, Arc<Registered>)> {

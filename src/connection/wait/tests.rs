@@ -119,3 +119,70 @@ fn many_that_are_ready_are_told_of_in_turn() {
     drop(readers);
     assert_eq!(told(3), 0);
 }
+
+/// More than one look asks.
+const MANY: usize = 300;
+
+/// What is ready is told of, however many before it only seemed to be.
+#[test]
+fn one_that_is_ready_is_found_behind_many_that_are_not() {
+    let set = WaitSet::new().unwrap();
+    let readers: Vec<_> = (0..MANY).map(|_| Reader::pair()).collect();
+    let keys: Vec<_> = readers.iter().map(|(reader, _)| set.insert(reader).unwrap()).collect();
+    let (last, others) = readers.split_last().unwrap();
+    let seem_ready = |ready: bool| others.iter().for_each(|(reader, _)| reader.buffered.set(ready));
+    let found = [keys[MANY - 1]];
+
+    seem_ready(true);
+    last.0.buffered.set(true);
+    seem_ready(false);
+    assert_eq!(now(&set), found);
+
+    last.0.buffered.set(false);
+    seem_ready(true);
+    last.0.buffered.set(true);
+    seem_ready(false);
+    let waited = async { tokio::time::timeout(Duration::from_secs(30), set.wait()).await };
+    assert_eq!(runtime().block_on(waited).expect("it is ready").unwrap(), found);
+}
+
+/// Who gives up a look in the middle leaves the rest of it to whoever else waits.
+#[test]
+fn a_look_that_is_given_up_is_taken_over() {
+    /// Of a task, each time it is polled.
+    const BUDGET: usize = 128;
+    // With how much of it somebody is polled who then gives up.
+    for budget in 0..8 {
+        let set = WaitSet::new().unwrap();
+        // Closed here and open elsewhere: each has one report, of nobody.
+        let ghosts: Vec<_> = (0..MANY)
+            .map(|_| {
+                let (socket, peer) = UnixStream::pair().unwrap();
+                set.insert(&socket).unwrap();
+                (socket.try_clone().unwrap(), peer)
+            })
+            .collect();
+        let (socket, mut peer) = UnixStream::pair().unwrap();
+        let key = set.insert(&socket).unwrap();
+        runtime().block_on(async {
+            let mut given_up = Box::pin(set.wait());
+            let mut waits = Box::pin(set.wait());
+            assert!(futures::poll!(&mut given_up).is_pending() && futures::poll!(&mut waits).is_pending());
+            for (_, peer) in &ghosts {
+                (&mut &*peer).write_all(b"x").unwrap();
+            }
+            peer.write_all(b"x").unwrap();
+            // So that the reactor has told, and there is a whole budget.
+            for _ in 0..3 {
+                tokio::task::yield_now().await;
+            }
+            for _ in budget..BUDGET {
+                tokio::task::coop::consume_budget().await;
+            }
+            let _ = futures::poll!(&mut given_up);
+            drop(given_up);
+            let told = tokio::time::timeout(Duration::from_secs(30), waits).await;
+            assert_eq!(told.expect("somebody looks").unwrap(), [key], "{budget}");
+        });
+    }
+}
