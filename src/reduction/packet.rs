@@ -228,8 +228,14 @@ impl Opened {
     pub(crate) fn unload(&mut self) -> io::Result<()> {
         let malformed = |what| Err(io::Error::new(io::ErrorKind::InvalidData, what));
         while let Some(carrier) = &self.carrier {
+            let had = self.handles.len();
             match take_from(carrier.as_fd(), &mut self.handles) {
                 Ok(false) => self.carrier = None,
+                // Each round brings some, or there would be no last one: of a socket of bytes, or one
+                // that somebody goes on to fill.
+                Ok(true) if self.handles.len() == had => {
+                    return malformed("a carrier of handles has something else in it");
+                }
                 Ok(true) if self.handles.len() > MOST_HANDLES => {
                     return malformed("more than 1024 handles in one message");
                 }
@@ -433,5 +439,14 @@ mod tests {
         let error = open(CARRIER, vec![carrier]).unwrap().unload().unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         assert!(open(CARRIER, vec![sys::fd::eventfd().unwrap()]).unwrap().unload().is_err());
+        // A socket of bytes, of which none is ever taken; one that somebody goes on to fill with nothing.
+        let (stream, fill_stream) = std::os::unix::net::UnixStream::pair().unwrap();
+        let (packets, fill_packets) = seqpacket_pair().unwrap();
+        for (carrier, fill) in [(stream.into(), Fd::from(fill_stream)), (packets, fill_packets)] {
+            socket::send(fill.as_fd(), &[IoSlice::new(&[CARRIER])], &bells[..1], Mode::Try).unwrap();
+            socket::send(fill.as_fd(), &[IoSlice::new(&[CARRIER])], &[], Mode::Try).unwrap();
+            let error = open(CARRIER, vec![carrier]).unwrap().unload().unwrap_err();
+            assert!(error.to_string().contains("something else"), "{error}");
+        }
     }
 }
