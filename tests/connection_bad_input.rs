@@ -267,6 +267,35 @@ fn descriptors_and_what_announces_them_must_fit() {
     });
 }
 
+/// How many numbers of this process are this file.
+fn numbers_of(file: &std::path::Path) -> usize {
+    let numbers = std::fs::read_dir("/proc/self/fd").unwrap();
+    numbers.filter(|fd| std::fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(|to| to == file)).count()
+}
+
+#[test]
+fn a_header_that_comes_slowly_brings_no_more_descriptors_than_a_frame_has() {
+    run(60, async {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let (peer, mut connection) = unix();
+        let mut most = 0;
+        let error = loop {
+            let fds = vec![file.as_raw_fd(); 253];
+            let rights = [ControlMessage::ScmRights(&fds)];
+            let sent = [IoSlice::new(&[255])];
+            sendmsg::<()>(peer.as_raw_fd(), &sent, &rights, MsgFlags::empty(), None).unwrap();
+            let received = at_once(connection.recv_bytes()).await;
+            most = most.max(numbers_of(file.path()));
+            if let Some(received) = received {
+                break received.unwrap_err();
+            }
+        };
+        assert!(matches!(error, Error::Malformed(_)), "{error}");
+        assert!(most <= 1 + 2 * 253, "{most}");
+        assert_eq!(numbers_of(file.path()), 1);
+    });
+}
+
 #[test]
 fn no_descriptors_can_be_announced_where_none_travel() {
     run(60, async {
@@ -292,7 +321,8 @@ fn a_carrier_of_nonsense_loses_one_message() {
         };
         let sockets =
             || socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-        // No socket; one whose other end goes on; one with more than a message may have.
+        // No socket; one whose other end goes on; one with more than a message may have; one of bytes,
+        // of which none is ever taken.
         send(&tempfile::tempfile().unwrap().into());
         let (endless, kept) = sockets();
         send(&endless);
@@ -302,7 +332,10 @@ fn a_carrier_of_nonsense_loses_one_message() {
         }
         drop(fill);
         send(&full);
-        for i in 0..3 {
+        let (bytes, mut fill) = UnixStream::pair().unwrap();
+        fill.write_all(b"x").unwrap();
+        send(&bytes.into());
+        for i in 0..4 {
             let error = connection.recv_bytes().await.unwrap_err();
             assert!(matches!(error, Error::Io(_) | Error::Malformed(_)), "{i}: {error}");
         }

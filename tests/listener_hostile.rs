@@ -6,6 +6,8 @@
 mod support;
 
 use std::future::IntoFuture;
+use std::io::IoSlice;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::pin::pin;
@@ -14,6 +16,7 @@ use std::time::Duration;
 
 use hmac::{Hmac, KeyInit, Mac};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use sha2::Sha256;
 use support::process::{Call, Meeting};
 use support::{PATIENCE, Random, current_thread, run};
@@ -284,6 +287,64 @@ async fn leave_after(peer: &mut Raw, key: &AuthKey, mut bytes: usize) {
     }
 }
 
+/// A stranger puts descriptors beside all that it says, until it has proved who it is; what it sends
+/// from then on arrives with its descriptors, however soon that is.
+#[test]
+fn a_peer_that_has_proved_nothing_gets_no_descriptor_in_here() {
+    run(WATCHDOG, async {
+        let key = AuthKey::random();
+        let listener = Listener::temporary().authkey(&key).await.unwrap();
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let with_file = |peer: &Raw, bytes: &[u8], count: usize| {
+            let fds = vec![file.as_raw_fd(); count];
+            let rights = [ControlMessage::ScmRights(&fds)];
+            let fd = peer.0.as_raw_fd();
+            sendmsg::<()>(fd, &[IoSlice::new(bytes)], &rights, MsgFlags::empty(), None).unwrap();
+        };
+        let numbers = || {
+            let numbers = std::fs::read_dir("/proc/self/fd").unwrap();
+            let is_file = |to: PathBuf| to == file.path();
+            numbers.filter(|fd| std::fs::read_link(fd.as_ref().unwrap().path()).is_ok_and(is_file)).count()
+        };
+        let stranger = async {
+            let mut peer = Raw::connect(path(&listener)).await;
+            let challenge = peer.hear().await.unwrap();
+            let code = hmac(&key, challenge.strip_prefix(CHALLENGE).unwrap());
+            let answer = framed(&[b"{sha256}", &code[..]].concat());
+            for byte in &answer[..3] {
+                with_file(&peer, &[*byte], 253);
+                // Until it was read.
+                while has_unread(&peer.0) {
+                    tokio::task::yield_now().await;
+                }
+                assert_eq!(numbers(), 1);
+            }
+            peer.say(&answer[3..]).await;
+            assert_eq!(peer.hear().await.unwrap(), b"#WELCOME#");
+            peer.say(&framed(&[CHALLENGE, b"{sha256}", &[7; 40]].concat())).await;
+            peer.hear().await.unwrap();
+            peer.say(&framed(b"#WELCOME#")).await;
+            // A frame with one descriptor: the message is the first of those beside it.
+            let header = [&[255; 4][..], &(1u64 << 48 | 1).to_be_bytes(), &[0]].concat();
+            with_file(&peer, &header, 1);
+            peer
+        };
+        let (accepted, _peer) = tokio::join!(listener.accept(), stranger);
+        let received: mp::Handle<std::fs::File> = accepted.unwrap().recv().await.unwrap();
+        assert_eq!(numbers(), 2);
+        drop(received);
+    });
+}
+
+/// Whether the other side has not read all that was sent.
+fn has_unread(socket: &UnixStream) -> bool {
+    let mut held: nix::libc::c_int = 0;
+    // SAFETY: this request writes one `int`, and the socket is open.
+    let asked = unsafe { nix::libc::ioctl(socket.as_raw_fd(), nix::libc::TIOCOUTQ, &raw mut held) };
+    assert_eq!(asked, 0);
+    held > 0
+}
+
 #[test]
 fn silent_peers_keep_nobody_out_and_use_up_nothing() {
     run(WATCHDOG, async {
@@ -378,10 +439,7 @@ fn a_flood_does_not_keep_honest_clients_out() {
 
 /// Lowers this process's limit so that `spare` descriptors can be opened.
 fn leave_descriptors(spare: u64) {
-    let lowest_free = std::fs::File::open("/dev/null").map(|file| {
-        use std::os::fd::AsRawFd;
-        file.as_raw_fd() as u64
-    });
+    let lowest_free = std::fs::File::open("/dev/null").map(|file| file.as_raw_fd() as u64);
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, lowest_free.unwrap() + spare, hard).unwrap();
 }

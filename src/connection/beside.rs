@@ -70,6 +70,17 @@ impl<T> Beside<T> {
         }
     }
 
+    /// What has come before there is a header can only be what it will announce, with the frame's first
+    /// byte. If it were not looked at until then, each byte of a header would bring others.
+    pub(super) fn check_begun(&self, start: u64) -> Result<(), Fault> {
+        match self.arrivals.front() {
+            Some(own) if self.arrivals.len() > 1 || !own.part.contains(&start) => {
+                Err(Fault::Malformed("descriptors came that no frame announces"))
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Takes those of a frame that was found to be right by [`check`](Self::check).
     pub(super) fn take(&mut self, announced: usize) -> Taken<T> {
         if announced == 0 {
@@ -120,6 +131,20 @@ mod tests {
         assert!(arrived(&[(0, 4, 1), (4, 6, 1)]).check(&(0..10), 1).is_err());
         // It may belong to the frame that begins after this one.
         assert_eq!(arrived(&[(0, 11, 1)]).check(&(0..10), 0), Ok(()));
+    }
+
+    #[test]
+    fn before_a_header_is_there_descriptors_come_once_and_with_its_first_byte() {
+        for (parts, right) in [
+            (&[][..], true),
+            (&[(10, 11, 2)], true),
+            // A read that brought the frame before as well.
+            (&[(0, 11, 2)], true),
+            (&[(11, 12, 2)], false),
+            (&[(10, 11, 2), (11, 12, 2)], false),
+        ] {
+            assert_eq!(arrived(parts).check_begun(10).is_ok(), right, "{parts:?}");
+        }
     }
 
     #[test]

@@ -105,7 +105,7 @@ impl<C> Connection<C> {
     /// # Cancel safety
     /// As that of [`recv`](Self::recv).
     pub async fn recv_bytes(&mut self) -> Result<Bytes> {
-        self.recv_half()?.recv_bytes(usize::MAX).await
+        self.recv_half()?.recv_bytes().await
     }
 
     /// Receives the bytes of the next message into `buf`: see [`RecvHalf::recv_bytes_into`].
@@ -296,7 +296,7 @@ impl<C> auth::Link for Connection<C> {
 
     async fn recv_bytes(&mut self, max_len: usize) -> io::Result<Bytes> {
         match self.recv_half() {
-            Ok(recv) => recv.recv_bytes(max_len).await.map_err(into_io),
+            Ok(recv) => recv.recv_bare(max_len).await.map_err(into_io),
             Err(closed) => Err(into_io(closed)),
         }
     }

@@ -100,6 +100,12 @@ impl Header {
         }
     }
 
+    /// How many bytes are missing at least of a header of which so many are there.
+    pub(crate) fn missing(there: usize) -> usize {
+        let short = size_of::<i32>();
+        if there < short { short - there } else { Self::MAX_SIZE - there }
+    }
+
     /// Reads the header that `bytes` begin with, and gives its size too; `None` while it is not
     /// all there.
     pub(crate) fn read(bytes: &[u8], max: usize) -> Result<Option<(Self, usize)>, Fault> {

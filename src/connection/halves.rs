@@ -53,7 +53,7 @@ impl<C> RecvHalf<C> {
     /// # Cancel safety
     /// As that of [`recv`](Self::recv).
     pub async fn recv_bytes(&mut self) -> Result<Bytes> {
-        self.inner.get_mut()?.recv_bytes(usize::MAX).await
+        self.inner.get_mut()?.recv_bytes().await
     }
 
     /// Receives the bytes of the next message into `buf`, and says how many they are.

@@ -20,6 +20,16 @@ pub(crate) const HEADROOM: usize = 12;
 /// The length that each message of a batch begins with: big-endian, as in CPython's frames.
 pub(crate) const FRAME_HEAD: usize = size_of::<u32>();
 
+/// What is taken of a peer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Wanted {
+    /// How long a message may be.
+    pub(crate) max: usize,
+    /// Of a peer that has proved nothing yet: its bytes alone, and of a stream none that come after the
+    /// message, as descriptors may be beside those.
+    pub(crate) bare: bool,
+}
+
 /// A message as it has arrived.
 #[derive(Debug)]
 pub(crate) struct Delivery {
@@ -75,12 +85,12 @@ impl Reader {
     pub(crate) fn poll_next(
         &mut self,
         port: &mut Port,
-        max: usize,
+        wanted: Wanted,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Delivery>>> {
         match self {
-            Self::Packets(packets) => packets.poll_next(port, max, cx),
-            Self::Stream(stream) => stream.poll_next(port, max, cx),
+            Self::Packets(packets) => packets.poll_next(port, wanted.max, cx),
+            Self::Stream(stream) => stream.poll_next(port, wanted, cx),
         }
     }
 

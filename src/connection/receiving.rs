@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::task::coop;
 
-use super::link::{Delivery, Reader};
+use super::link::{Delivery, Reader, Wanted};
 use super::port::Port;
 use super::stream;
 use super::wait::Buffered;
@@ -20,6 +20,9 @@ use crate::sys::{self, AsFd, Fd};
 
 /// How long a message may be unless another maximum is set, in bytes: 1 GiB.
 pub(super) const MAX_MESSAGE: usize = 1 << 30;
+
+/// No limit but that of the connection.
+const ANY: Wanted = Wanted { max: usize::MAX, bare: false };
 
 /// A descriptor and what receives from it.
 #[derive(Debug)]
@@ -38,21 +41,28 @@ impl Receiving {
         Self { port: Port::new(fd), reader, buffered: Arc::default(), peer, max: MAX_MESSAGE }
     }
 
-    pub(super) fn poll_next(&mut self, max: usize, cx: &mut Context<'_>) -> Poll<Result<Delivery>> {
+    fn poll_next(&mut self, wanted: Wanted, cx: &mut Context<'_>) -> Poll<Result<Delivery>> {
         let coop = ready!(coop::poll_proceed(cx));
-        let next = ready!(self.reader.poll_next(&mut self.port, max.min(self.max), cx));
+        let wanted = Wanted { max: wanted.max.min(self.max), ..wanted };
+        let next = ready!(self.reader.poll_next(&mut self.port, wanted, cx));
         coop.made_progress();
         self.buffered.set(self.reader.holds_message());
         Poll::Ready(next.and_then(|next| next.ok_or(Error::Eof)))
     }
 
-    pub(super) async fn recv_bytes(&mut self, max: usize) -> Result<Bytes> {
+    pub(super) async fn recv_bytes(&mut self) -> Result<Bytes> {
         // Handles that came along are closed: nobody could name them.
-        Ok(poll_fn(|cx| self.poll_next(max, cx)).await?.body)
+        Ok(poll_fn(|cx| self.poll_next(ANY, cx)).await?.body)
+    }
+
+    /// Receives of a peer that has proved nothing yet, and can make this process hold nothing but so
+    /// many bytes.
+    pub(super) async fn recv_bare(&mut self, max: usize) -> Result<Bytes> {
+        Ok(poll_fn(|cx| self.poll_next(Wanted { max, bare: true }, cx)).await?.body)
     }
 
     pub(super) async fn recv_bytes_into(&mut self, buf: &mut [u8]) -> Result<usize> {
-        let message = self.recv_bytes(usize::MAX).await?;
+        let message = self.recv_bytes().await?;
         match buf.get_mut(..message.len()) {
             Some(room) => room.copy_from_slice(&message),
             None => return Err(Error::BufferTooShort(message)),
@@ -68,7 +78,7 @@ impl Receiving {
         &mut self,
         cx: &mut Context<'_>,
     ) -> Poll<Result<T>> {
-        let Delivery { body, handles } = ready!(self.poll_next(usize::MAX, cx))?;
+        let Delivery { body, handles } = ready!(self.poll_next(ANY, cx))?;
         let message = Incoming { bytes: &body, attachments: handles };
         Poll::Ready(decode_from::<C, T>(message, self.peer).map_err(Error::Decode))
     }

@@ -18,7 +18,7 @@ use super::beside::{Beside, Taken};
 use super::connection::into_io;
 use super::frames::{Fault, Header};
 use super::linger::{self, CHUNK, Rest, Ticket};
-use super::link::{Delivery, HEADROOM, Parcel};
+use super::link::{Delivery, HEADROOM, Parcel, Wanted};
 use super::port::Port;
 use crate::error::{Error, Result};
 use crate::reduction::Handle;
@@ -89,10 +89,10 @@ impl Reader {
     pub(crate) fn poll_next(
         &mut self,
         port: &mut Port,
-        max: usize,
+        wanted: Wanted,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Delivery>>> {
-        self.max = max;
+        self.max = wanted.max;
         if let Some((body, opened)) = self.laden.take() {
             return Poll::Ready(self.unload(body, opened).map(Some));
         }
@@ -110,7 +110,7 @@ impl Reader {
                 return Poll::Pending;
             }
             ready!(port.poll_readable(cx))?;
-            match self.fill(port, missing) {
+            match self.fill(port, missing, wanted.bare) {
                 Ok(count) => read += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => port.clear_readable(),
                 // What is there stays there, until there is room for its descriptors.
@@ -138,7 +138,10 @@ impl Reader {
         }
         let unread = self.unread();
         let missing = match Header::read(unread, self.max)? {
-            None => 1,
+            None => {
+                self.beside.check_begun(self.position)?;
+                Header::missing(unread.len())
+            }
             Some((header, size)) => {
                 let len = size.saturating_add(header.len);
                 let frame = self.position..self.position + len as u64;
@@ -206,17 +209,18 @@ impl Reader {
         }
     }
 
-    /// Reads once, and says how much that was.
-    fn fill(&mut self, port: &mut Port, missing: usize) -> io::Result<usize> {
+    /// Reads once, and says how much that was. What is read `bare` are bytes of this frame alone.
+    fn fill(&mut self, port: &mut Port, missing: usize, bare: bool) -> io::Result<usize> {
         self.buffer.drain(..self.at);
         self.at = 0;
         let (kind, wary, fd) = (self.kind, self.wary, port.as_fd());
         let (start, mut fds) = (self.position + self.buffer.len() as u64, Vec::new());
-        let mut read = |into: &mut Vec<u8>, most| match wary {
-            true => stream::read_if_room(fd, into, most, &mut fds),
-            false => stream::read(fd, kind, into, most, &mut fds),
+        let mut read = |into: &mut Vec<u8>, most| match (bare, wary) {
+            (true, _) => stream::read(fd, kind, into, most, None),
+            (false, true) => stream::read_if_room(fd, into, most, &mut fds),
+            (false, false) => stream::read(fd, kind, into, most, Some(&mut fds)),
         };
-        let (most, received) = if missing > READ {
+        let (most, received) = if missing > READ || bare {
             let most = missing.min(CHUNK);
             if self.buffer.capacity() - self.buffer.len() < most {
                 // Only what has come is a reason to believe that the rest comes.
@@ -238,7 +242,7 @@ impl Reader {
         }
         self.wary |= beside;
         self.ended = received.len == 0;
-        self.beside.arrive(start..start + received.len as u64, fds, received.fds_truncated);
+        self.beside.arrive(start..start + received.len as u64, fds, received.fds_truncated && !bare);
         Ok(received.len)
     }
 }
@@ -248,7 +252,7 @@ pub(super) fn read_bytes(port: &mut Port, kind: Kind, into: &mut ReadBuf<'_>) ->
     ROOM.with_borrow_mut(|room| {
         room.clear();
         let most = into.remaining().min(READ);
-        let received = stream::read(port.as_fd(), kind, room, most, &mut Vec::new())?;
+        let received = stream::read(port.as_fd(), kind, room, most, None)?;
         if received.len < most && kind == Kind::Socket {
             port.clear_readable();
         }

@@ -104,7 +104,7 @@ pub(crate) mod stream {
         _: Kind,
         _: &mut Vec<u8>,
         _: usize,
-        _: &mut Vec<Fd>,
+        _: Option<&mut Vec<Fd>>,
     ) -> io::Result<Received> {
         unsupported()
     }

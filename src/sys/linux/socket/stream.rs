@@ -71,8 +71,9 @@ fn option(fd: BorrowedFd<'_>, name: libc::c_int) -> Result<libc::c_int, Errno> {
     Errno::result(result).map(|_| value)
 }
 
-/// Appends what is there to `into`, at most `most` bytes, and the descriptors beside it to `fds`.
-/// None of its memory is touched but where bytes came. No bytes are the end.
+/// Appends what is there to `into`, at most `most` bytes, and the descriptors beside it to `fds`;
+/// without that, the kernel closes them, and none takes a number here. None of the memory is touched
+/// but where bytes came. No bytes are the end.
 ///
 /// # Errors
 /// `WouldBlock` if nothing is there.
@@ -81,7 +82,7 @@ pub(crate) fn read(
     kind: Kind,
     into: &mut Vec<u8>,
     most: usize,
-    fds: &mut Vec<OwnedFd>,
+    mut fds: Option<&mut Vec<OwnedFd>>,
 ) -> io::Result<Received> {
     if kind == Kind::File && !is_ready(fd, PollFlags::POLLIN)? {
         return Err(io::ErrorKind::WouldBlock.into());
@@ -90,7 +91,7 @@ pub(crate) fn read(
         let result = match kind {
             Kind::File => read_append(fd, into, most),
             Kind::Socket => recv_append(fd, into, most, None, 0),
-            _ => recv_append(fd, into, most, Some(&mut *fds), 0),
+            _ => recv_append(fd, into, most, fds.as_deref_mut(), 0),
         };
         match result {
             Err(Errno::EINTR) => {}
