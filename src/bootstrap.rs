@@ -17,7 +17,7 @@ use crate::control::{self, Guarded, Letter, Order, Report, Work};
 use crate::error::{Error, Result};
 use crate::function::{TargetCode, TargetRun, TaskCode};
 use crate::process::{Identity, Leaving, Phase, leave, remote_task, set_leaving, set_phase};
-use crate::reduction::{Handle, Incoming};
+use crate::reduction::{Descriptor, Incoming};
 use crate::sys::image::Entry;
 use crate::sys::per_process::PerProcess;
 use crate::sys::socket::Mode;
@@ -177,7 +177,7 @@ pub(crate) fn run(start: Start, own_handlers: bool) -> ! {
     let ready = match guardian {
         Some(guardian) => {
             // Where there are no pidfds the guardian is asked instead.
-            let pidfd = sys::process::pidfd_open(pid).ok().map(Handle::new);
+            let pidfd = sys::process::pidfd_open(pid).ok().map(Descriptor::new);
             Report::Ready { pid: guardian, ward: Some(Guarded { pid, pidfd }) }
         }
         None => Report::Ready { pid, ward: None },

@@ -16,7 +16,7 @@ use crate::context::StartMethod;
 use crate::error::RemotePanic;
 use crate::function::{FnId, TaskFailure};
 use crate::reduction::packet::{self, Packed, Packet};
-use crate::reduction::{Attachments, Handle, Incoming, Peer, decode, encode};
+use crate::reduction::{Attachments, Descriptor, Incoming, Peer, decode, encode};
 use crate::sys::socket::Mode;
 use crate::sys::{self, Fd};
 
@@ -37,11 +37,11 @@ pub(crate) struct Order {
     pub(crate) method: StartMethod,
     pub(crate) parent: ParentInfo,
     /// The read end of the parent's lifeline, for a child that must not outlive it.
-    pub(crate) lifeline: Option<Handle>,
+    pub(crate) lifeline: Option<Descriptor>,
     /// What becomes its stdout, if not its parent's.
-    pub(crate) stdout: Option<Handle>,
+    pub(crate) stdout: Option<Descriptor>,
     /// What becomes its stderr, if not its parent's.
-    pub(crate) stderr: Option<Handle>,
+    pub(crate) stderr: Option<Descriptor>,
     /// For a child of the fork server: what has changed since the server started.
     pub(crate) surroundings: Surroundings,
     pub(crate) log_level: u8,
@@ -63,7 +63,7 @@ pub(crate) struct ParentInfo {
     pub(crate) pid: i32,
     pub(crate) name: String,
     /// What is readable once it has ended.
-    pub(crate) exit: Handle,
+    pub(crate) exit: Descriptor,
 }
 
 /// A process's working directory and environment, where they differ from what a child has anyway.
@@ -79,7 +79,7 @@ pub(crate) enum Report {
     /// From the fork server: this is the child's id, and its pidfd where there are any.
     Born {
         pid: i32,
-        pidfd: Option<Handle>,
+        pidfd: Option<Descriptor>,
     },
     /// The target is about to run. The id of the parent's child is told once more, as the fork
     /// server may have died before it could.
@@ -113,7 +113,7 @@ pub(crate) enum Report {
 pub(crate) struct Guarded {
     pub(crate) pid: i32,
     /// None where the kernel gives none.
-    pub(crate) pidfd: Option<Handle>,
+    pub(crate) pidfd: Option<Descriptor>,
 }
 
 /// A report or order, and what stands behind it.

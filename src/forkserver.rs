@@ -17,7 +17,7 @@ use crate::control::{self, Report, Surroundings};
 use crate::error::{Result, StartError};
 use crate::function::{TaskRun, finish};
 use crate::process::{Process, ProcessBuilder};
-use crate::reduction::{Handle, Incoming};
+use crate::reduction::{Descriptor, Incoming};
 use crate::sys::per_process::PerProcess;
 use crate::sys::process::Sibling;
 use crate::sys::socket::{self, Mode};
@@ -91,7 +91,7 @@ async fn launch() -> Result<Server> {
     let (requests, theirs) = sys::socket::seqpacket_pair()?;
     let (ready, readies) = sys::socket::seqpacket_pair()?;
     let surroundings = Surroundings::now();
-    let process = ProcessBuilder::new(serve, (preload, Handle::new(theirs), Handle::new(readies)))
+    let process = ProcessBuilder::new(serve, (preload, Descriptor::new(theirs), Descriptor::new(readies)))
         .context(crate::Context::new(StartMethod::Spawn))
         .name("ForkServer")
         .internal()
@@ -126,7 +126,7 @@ impl Surroundings {
 }
 
 /// The server's life.
-fn serve(preload: Preload, requests: Handle, ready: Handle) -> ExitCode {
+fn serve(preload: Preload, requests: Descriptor, ready: Descriptor) -> ExitCode {
     // A terminal's interrupt is for the parent; children get the default back.
     sys::signal::ignore_interrupt();
     let (Ok(requests), Ok(ready)) = (requests.into_fd(), ready.into_fd()) else { return ExitCode::FAILURE };
@@ -166,7 +166,7 @@ fn make_child(control: Fd, servers: &[RawFd]) {
             sys::signal::default_interrupt();
             bootstrap::run(bootstrap::Start::receive(control), false)
         }
-        Ok(Sibling::Parent { pid, pidfd }) => Report::Born { pid, pidfd: pidfd.map(Handle::new) },
+        Ok(Sibling::Parent { pid, pidfd }) => Report::Born { pid, pidfd: pidfd.map(Descriptor::new) },
         Err(error) => Report::Refused(format!("the fork server cannot fork: {error}")),
     };
     // If nobody reads it, the start was given up: then whoever reads the socket sees to the child.

@@ -35,7 +35,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::reduction::Handle;
+use crate::reduction::Descriptor;
 use crate::sys::AsFd;
 use crate::sys::memory::{self, Shared};
 
@@ -178,14 +178,14 @@ impl Faults {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
     rules: Vec<Rule>,
-    counts: Handle,
+    counts: Descriptor,
 }
 
 impl Plan {
     pub(crate) fn new(faults: Faults) -> io::Result<Self> {
         let counts = memory::memfd("tokio-multiprocess-faults", COUNT * faults.rules.len().max(1))?;
         memory::seal_fixed_size(counts.as_fd())?;
-        Ok(Self { rules: faults.rules, counts: Handle::new(counts) })
+        Ok(Self { rules: faults.rules, counts: Descriptor::new(counts) })
     }
 
     /// Says, at the pool's end, which rules had no item to meet.

@@ -16,7 +16,7 @@ use super::connection::Connection;
 use super::pending::Pending;
 use super::port::Port;
 use crate::error::Result;
-use crate::reduction::{Attachment, Handle, Moves, Peer, writer};
+use crate::reduction::{Attachment, Descriptor, Moves, Peer, writer};
 use crate::sys::{self, AsFd, Fd, net};
 use crate::{AuthKey, current_process};
 
@@ -199,14 +199,14 @@ impl Moves for Acceptor {
 /// What of an [`Acceptor`] travels.
 #[derive(Serialize, Deserialize)]
 struct Moved {
-    socket: Handle,
+    socket: Descriptor,
     terms: Terms,
     file: Option<BoundFile>,
 }
 
 impl Serialize for Acceptor {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let socket = Handle(Attachment(self.socket.fd().clone()));
+        let socket = Descriptor(Attachment(self.socket.fd().clone()));
         let file = self.path.as_ref().map(|path| path.file().clone());
         Moved { socket, terms: self.terms.clone(), file }.serialize(serializer)
     }

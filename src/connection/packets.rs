@@ -14,7 +14,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 use super::link::{Delivery, FRAME_HEAD, HEADROOM, Parcel};
 use super::port::Port;
 use crate::error::{Error, Result};
-use crate::reduction::Handle;
+use crate::reduction::Descriptor;
 use crate::reduction::packet::{self, Body, INLINE, Opened, Packed};
 use crate::sys::socket::{self, BATCH, Datagram, Mode};
 use crate::sys::{self, AsFd, BorrowedFd, Fd};
@@ -235,15 +235,15 @@ impl Unopened {
 impl Serialize for Unopened {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let (head, fds) = self.opened.parts();
-        let handles: io::Result<Vec<_>> = fds.iter().map(|fd| fd.try_clone().map(Handle::new)).collect();
+        let handles: io::Result<Vec<_>> = fds.iter().map(|fd| fd.try_clone().map(Descriptor::new)).collect();
         (head, handles.map_err(ser::Error::custom)?, &self.inline).serialize(serializer)
     }
 }
 
 impl<'de> Deserialize<'de> for Unopened {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (head, handles, inline) = <(u8, Vec<Handle>, Bytes)>::deserialize(deserializer)?;
-        let fds: io::Result<_> = handles.into_iter().map(Handle::into_fd).collect();
+        let (head, handles, inline) = <(u8, Vec<Descriptor>, Bytes)>::deserialize(deserializer)?;
+        let fds: io::Result<_> = handles.into_iter().map(Descriptor::into_fd).collect();
         Self::new(head, fds.map_err(de::Error::custom)?, &inline)
             .ok_or_else(|| de::Error::custom("malformed message"))
     }

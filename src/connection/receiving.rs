@@ -15,7 +15,7 @@ use super::port::Port;
 use super::stream;
 use super::wait::Buffered;
 use crate::error::{Error, Result};
-use crate::reduction::{Codec, Handle, Incoming, Moves, Peer, decode_from, writer};
+use crate::reduction::{Codec, Descriptor, Incoming, Moves, Peer, decode_from, writer};
 use crate::sys::{self, AsFd, Fd};
 
 /// How long a message may be unless another maximum is set, in bytes: 1 GiB.
@@ -142,12 +142,12 @@ pub(super) fn peer(is_family: bool) -> Peer {
 }
 
 /// A duplicate, for a message.
-pub(super) fn duplicate<E: serde::ser::Error>(fd: &Arc<Fd>) -> Result<Handle, E> {
-    fd.try_clone().map(Handle::new).map_err(E::custom)
+pub(super) fn duplicate<E: serde::ser::Error>(fd: &Arc<Fd>) -> Result<Descriptor, E> {
+    fd.try_clone().map(Descriptor::new).map_err(E::custom)
 }
 
 /// What arrived in a message.
-pub(super) fn arrived<E: serde::de::Error>(handle: Handle) -> Result<Arc<Fd>, E> {
+pub(super) fn arrived<E: serde::de::Error>(handle: Descriptor) -> Result<Arc<Fd>, E> {
     handle.into_fd().map(Arc::new).map_err(E::custom)
 }
 

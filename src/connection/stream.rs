@@ -21,7 +21,7 @@ use super::linger::{self, CHUNK, Rest, Ticket};
 use super::link::{Delivery, HEADROOM, Parcel, Wanted};
 use super::port::Port;
 use crate::error::{Error, Result};
-use crate::reduction::Handle;
+use crate::reduction::Descriptor;
 use crate::reduction::packet::{self, Opened, Packed};
 use crate::sys::socket::stream::{self, Kind};
 use crate::sys::{self, AsFd, BorrowedFd, Fd, socket};
@@ -435,7 +435,7 @@ impl Writer {
 
 /// What a reader is in a message: the kind, whether it can be read from, what was read and where that
 /// begins, and what came beside it.
-type State<'a> = (Kind, bool, std::borrow::Cow<'a, [u8]>, u64, Vec<(u64, u64, Vec<Handle>, bool)>, bool);
+type State<'a> = (Kind, bool, std::borrow::Cow<'a, [u8]>, u64, Vec<(u64, u64, Vec<Descriptor>, bool)>, bool);
 
 impl Serialize for Reader {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
@@ -446,7 +446,7 @@ impl Serialize for Reader {
             Some(fault) => return Err(ser::Error::custom(Error::from(fault))),
         };
         let beside = self.beside.iter().map(|(part, handles, lost)| {
-            let handles = handles.iter().map(|fd| fd.try_clone().map(Handle::new));
+            let handles = handles.iter().map(|fd| fd.try_clone().map(Descriptor::new));
             Ok((part.start, part.end, handles.collect::<io::Result<_>>()?, lost))
         });
         let beside = beside.collect::<io::Result<_>>().map_err(ser::Error::custom)?;
@@ -461,7 +461,7 @@ impl<'de> Deserialize<'de> for Reader {
         let mut reader = Self::new(kind, readable);
         (reader.buffer, reader.position, reader.ended) = (unread.into_owned(), position, ended);
         for (start, end, handles, lost) in beside {
-            let fds = handles.into_iter().map(Handle::into_fd).collect::<io::Result<_>>();
+            let fds = handles.into_iter().map(Descriptor::into_fd).collect::<io::Result<_>>();
             reader.beside.arrive(start..end, fds.map_err(de::Error::custom)?, lost);
             reader.wary = true;
         }

@@ -12,7 +12,7 @@ use tokio::io::Interest;
 use super::outcome::{Return, markers};
 use super::{LocalFuture, TaskCode, TaskFailure, TaskRun, sealed, unencodable, write_value, written};
 use crate::error::{Failure, RemoteError};
-use crate::reduction::{CodecError, Handle, Incoming, Message, decode, parent};
+use crate::reduction::{CodecError, Descriptor, Incoming, Message, decode, parent};
 use crate::sys::Fd;
 use crate::sys::image::{Entry, recreate};
 use crate::sys::reactor::Registered;
@@ -192,7 +192,7 @@ pub(crate) const fn source_entry<F: Source<A, M>, A: Message, M: 'static>(_: F) 
 }
 
 fn run_source<F: Source<A, M>, A: Message, M>(args: Incoming<'_>, out: &mut Vec<u8>) -> TaskRun {
-    let decoded = decode::<(Handle, A)>(args).map_err(|error| error.to_string());
+    let decoded = decode::<(Descriptor, A)>(args).map_err(|error| error.to_string());
     let opened = decoded.and_then(|(socket, args)| match socket.into_fd() {
         Ok(socket) => Ok((Port(socket), args)),
         Err(error) => Err(error.to_string()),

@@ -9,7 +9,7 @@ use super::host::Host;
 use super::scheduler::{Lane, Run, Sent, Ticket};
 use super::wire::{self, Body, INLINE, Kind, Reply, STOP_FRAME, Setup, Tag};
 use crate::error::NotStarted;
-use crate::reduction::Handle;
+use crate::reduction::Descriptor;
 use crate::ring::{Consumer, Corrupt, Doze, Layout, Memory, Producer};
 use crate::sys::memory::{self, Shared};
 use crate::sys::per_process::process_token;
@@ -57,10 +57,10 @@ pub(super) fn channel(parent_bell: &Arc<Fd>) -> io::Result<(Link, Replies, Setup
     let (socket, theirs) = seqpacket_pair()?;
     let socket = Arc::new(socket);
     let setup = Setup {
-        memory: Handle::new(memfd),
-        bell: Handle::new(bell.try_clone()?),
-        parent_bell: Handle::new(parent_bell.try_clone()?),
-        socket: Handle::new(theirs),
+        memory: Descriptor::new(memfd),
+        bell: Descriptor::new(bell.try_clone()?),
+        parent_bell: Descriptor::new(parent_bell.try_clone()?),
+        socket: Descriptor::new(theirs),
         cgroup: None,
         group_memory: None,
         own_process: false,

@@ -68,7 +68,7 @@ pub use self::stream::MapStream;
 pub use self::task_stream::TaskStream;
 use crate::error::{Error, NotStarted, Result, TaskError};
 use crate::function::{Outcome, Source, Task, TaskCode, source_entry, task_entry};
-use crate::reduction::{Handle, Message, encode};
+use crate::reduction::{Descriptor, Message, encode};
 use crate::sys::image::Entry;
 use crate::sys::socket::seqpacket_pair;
 
@@ -147,7 +147,7 @@ impl Pool {
         M: 'static,
     {
         let (socket, args) = match seqpacket_pair() {
-            Ok((ours, theirs)) => (Some(ours), self.single(&(Handle::new(theirs), args))),
+            Ok((ours, theirs)) => (Some(ours), self.single(&(Descriptor::new(theirs), args))),
             Err(error) => {
                 let why = NotStarted::Unencodable(serde::ser::Error::custom(error));
                 (None, Piece::Refused(TaskError::NotStarted(why)))

@@ -22,7 +22,7 @@ use super::worker;
 use crate::context::Context as StartContext;
 use crate::error::{Error, Result, StartError, TaskError};
 use crate::process::{ExitStatus, GROUPER, LOOKER, Process};
-use crate::reduction::Handle;
+use crate::reduction::Descriptor;
 use crate::ring::frames;
 use crate::sys::cgroup::Parent;
 use crate::sys::process::Exit;
@@ -410,8 +410,8 @@ impl Recipe {
                     Ok::<_, std::io::Error>((cgroup, door, memory))
                 };
                 let (cgroup, door, memory) = GROUPER.run(open).await??;
-                setup.cgroup = Some(Handle::new(door));
-                setup.group_memory = memory.map(|(used, max)| (Handle::new(used), Handle::new(max)));
+                setup.cgroup = Some(Descriptor::new(door));
+                setup.group_memory = memory.map(|(used, max)| (Descriptor::new(used), Descriptor::new(max)));
                 Some(Arc::new(cgroup))
             }
             None => None,

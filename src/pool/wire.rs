@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{RemotePanic, TaskError};
 use crate::function::{FnId, TaskFailure};
-use crate::reduction::{Attachments, CodecError, Handle, Incoming, Peer, decode, encode};
+use crate::reduction::{Attachments, CodecError, Descriptor, Incoming, Peer, decode, encode};
 use crate::ring::{Corrupt, Frames};
 use crate::sys::memory::Frozen;
 use crate::sys::socket::{self, MAX_FDS, Mode};
@@ -27,14 +27,14 @@ pub(super) const INLINE: usize = 32 << 10;
 /// What a worker is started with.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Setup {
-    pub(super) memory: Handle,
-    pub(super) bell: Handle,
-    pub(super) parent_bell: Handle,
-    pub(super) socket: Handle,
+    pub(super) memory: Descriptor,
+    pub(super) bell: Descriptor,
+    pub(super) parent_bell: Descriptor,
+    pub(super) socket: Descriptor,
     /// By which it enters a group of its own, first thing.
-    pub(super) cgroup: Option<Handle>,
+    pub(super) cgroup: Option<Descriptor>,
     /// What that group uses of memory, and how much it may.
-    pub(super) group_memory: Option<(Handle, Handle)>,
+    pub(super) group_memory: Option<(Descriptor, Descriptor)>,
     /// Its process is its own, and so are the limits on it.
     pub(super) own_process: bool,
     /// What it is called.

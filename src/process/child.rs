@@ -116,7 +116,7 @@ impl Child {
     /// # Errors
     /// When no descriptor is left.
     pub(crate) fn guards(&self, ward: Guarded) -> io::Result<()> {
-        let pidfd = ward.pidfd.map(crate::reduction::Handle::into_fd).transpose()?;
+        let pidfd = ward.pidfd.map(crate::reduction::Descriptor::into_fd).transpose()?;
         let _ = self.ward.set(Ward { pid: ward.pid, pidfd });
         Ok(())
     }

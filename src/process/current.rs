@@ -10,7 +10,7 @@ use super::sentinel::Sentinel;
 use crate::authkey::AuthKey;
 use crate::control::{Order, ParentInfo};
 use crate::error::{Error, Result};
-use crate::reduction::Handle;
+use crate::reduction::Descriptor;
 use crate::sys::per_process::PerProcess;
 use crate::sys::{self, Fd};
 use crate::util::lock;
@@ -81,13 +81,13 @@ impl Identity {
 
     /// How a child of this process knows it.
     pub(crate) fn as_parent(&self) -> std::io::Result<ParentInfo> {
-        static EXIT: PerProcess<OnceLock<Handle>> = PerProcess::new(OnceLock::new);
+        static EXIT: PerProcess<OnceLock<Descriptor>> = PerProcess::new(OnceLock::new);
         let cell = EXIT.get();
         let exit = match cell.get() {
             Some(exit) => exit,
             None => {
                 let fresh = match sys::process::pidfd_open(sys::process::getpid()) {
-                    Ok(pidfd) => Handle::new(pidfd),
+                    Ok(pidfd) => Descriptor::new(pidfd),
                     // It hangs up, which is as readable.
                     Err(error) if sys::process::is_refusal(&error) => super::start::lifeline()?,
                     Err(error) => return Err(error),

@@ -12,7 +12,7 @@ use super::{About, ExitStatus, Identity, Process, reactor, table};
 use crate::context::{Context, StartMethod, get_executable};
 use crate::control::{self, Draft, Order, Report, Work};
 use crate::error::{Error, Result, StartError};
-use crate::reduction::{Attachments, Handle};
+use crate::reduction::{Attachments, Descriptor};
 use crate::sys::per_process::PerProcess;
 use crate::sys::process::Exit;
 use crate::sys::socket::Mode;
@@ -51,8 +51,8 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
         method,
         parent: identity.as_parent()?,
         lifeline: plan.about.daemon.then(lifeline).transpose()?,
-        stdout: plan.stdout.map(Handle::new),
-        stderr: plan.stderr.map(Handle::new),
+        stdout: plan.stdout.map(Descriptor::new),
+        stderr: plan.stderr.map(Descriptor::new),
         surroundings: if method == StartMethod::ForkServer {
             forkserver::surroundings()
         } else {
@@ -236,14 +236,14 @@ impl Drop for Newborn {
 }
 
 /// The pipe by whose end daemons learn of this process's: the kernel kills them then.
-pub(super) fn lifeline() -> io::Result<Handle> {
-    static LIFELINE: PerProcess<OnceLock<(Handle, Fd)>> = PerProcess::new(OnceLock::new);
+pub(super) fn lifeline() -> io::Result<Descriptor> {
+    static LIFELINE: PerProcess<OnceLock<(Descriptor, Fd)>> = PerProcess::new(OnceLock::new);
     let cell = LIFELINE.get();
     let ends = match cell.get() {
         Some(ends) => ends,
         None => {
             let (read, write) = sys::orphan::lifeline()?;
-            cell.get_or_init(|| (Handle::new(read), write))
+            cell.get_or_init(|| (Descriptor::new(read), write))
         }
     };
     Ok(ends.0.clone())

@@ -97,14 +97,14 @@ impl<'de> Deserialize<'de> for Blob {
 #[cfg(all(test, multiprocess))]
 mod tests {
     use super::*;
-    use crate::reduction::{Handle, Incoming, Peer, decode, encode};
+    use crate::reduction::{Descriptor, Incoming, Peer, decode, encode};
     use crate::sys::Fd;
     use crate::sys::memory::{self, Shared};
 
     /// What arrives if somebody sends `fd` in the place of a blob's.
     fn received(fd: Fd) -> Result<Blob, crate::reduction::CodecError> {
         let mut bytes = Vec::new();
-        let attachments = encode(&Handle::new(fd), &mut bytes, Peer::SameBuild).unwrap();
+        let attachments = encode(&Descriptor::new(fd), &mut bytes, Peer::SameBuild).unwrap();
         let attachments = attachments.into_iter().map(|attachment| attachment.into_fd().unwrap()).collect();
         decode(Incoming { bytes: &bytes, attachments })
     }

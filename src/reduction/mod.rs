@@ -26,7 +26,7 @@ pub(crate) use movable::{Movable, Moves};
 use transfer::Copies;
 pub(crate) use transfer::set_other_build_than_parent;
 pub(crate) use transfer::{
-    Attachment, Attachments, Departures, Handle, Incoming, Peer, parent, peer, writer,
+    Attachment, Attachments, Departures, Descriptor, Incoming, Peer, parent, peer, writer,
 };
 
 use serde::Serialize;

@@ -27,9 +27,9 @@ impl Attachment {
 
 /// A bare descriptor inside of a message: sending it sends a duplicate. Clones share it.
 #[derive(Clone, Debug)]
-pub(crate) struct Handle(pub(crate) Attachment);
+pub(crate) struct Descriptor(pub(crate) Attachment);
 
-impl Handle {
+impl Descriptor {
     pub(crate) fn new(fd: Fd) -> Self {
         Self(Attachment(Arc::new(fd)))
     }
@@ -39,13 +39,13 @@ impl Handle {
     }
 }
 
-impl Serialize for Handle {
+impl Serialize for Descriptor {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         attach(self.0.clone())?.serialize(serializer)
     }
 }
 
-impl<'de> Deserialize<'de> for Handle {
+impl<'de> Deserialize<'de> for Descriptor {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Self::new(detach(u32::deserialize(deserializer)?)?))
     }

@@ -13,7 +13,7 @@ use tokio::io::Interest;
 
 use super::flow::{self, Found, Inlet, Outgoing, Spilled};
 use crate::error::{Error, Result};
-use crate::reduction::{Attachment, Handle, Message, Peer};
+use crate::reduction::{Attachment, Descriptor, Message, Peer};
 use crate::sys::reactor::Registered;
 use crate::sys::socket::seqpacket_pair;
 
@@ -177,13 +177,13 @@ impl<T> Serialize for Input<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         let socket = self.inlet.untouched();
         let socket = socket.ok_or_else(|| serde::ser::Error::custom("some of the input was read already"))?;
-        Handle(Attachment(socket.clone())).serialize(serializer)
+        Descriptor(Attachment(socket.clone())).serialize(serializer)
     }
 }
 
 impl<'de, T: Message> Deserialize<'de> for Input<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        Handle::deserialize(deserializer).map(|handle| Self::read(handle.0))
+        Descriptor::deserialize(deserializer).map(|handle| Self::read(handle.0))
     }
 }
 
