@@ -530,6 +530,27 @@ fn handles_do_not_travel_over_other_streams() {
     });
 }
 
+#[test]
+fn what_was_fed_and_cannot_travel_is_told_of_once() {
+    run(60, async {
+        for (_, pair) in &PAIRS[1..] {
+            let (here, there) = pair();
+            let (mut here, mut there) = (connection(here), connection(there));
+            let (mut other, mut peer) = mp::pipe().unwrap();
+            let mut sink = here.sink::<&Connection>();
+            sink.feed(&other).await.unwrap();
+            let error = sink.flush().await.unwrap_err();
+            assert!(error.to_string().contains("Unix sockets only"), "{error}");
+            sink.flush().await.unwrap();
+            here.send(&1).await.unwrap();
+            assert_eq!(there.recv::<i32>().await.unwrap(), 1);
+            // It did not go anywhere.
+            peer.send(&2).await.unwrap();
+            assert_eq!(other.recv::<i32>().await.unwrap(), 2);
+        }
+    });
+}
+
 /// Allows for no descriptors beyond those that are open and `more`, until it is dropped.
 struct Limited(u64, u64);
 

@@ -12,6 +12,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::pin::pin;
 use std::task::{Context, Waker};
 
+use futures::SinkExt;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Serialize, Serializer};
@@ -343,6 +344,29 @@ fn at_the_limit_of_descriptors_nothing_is_lost() {
             assert_eq!(io::read_to_string(reader).unwrap().len(), count);
             assert_eq!(there.recv::<String>().await.unwrap(), "after");
         }
+    });
+}
+
+/// What is fed stays until there is a descriptor for it; if there is nobody for it, what it moves stays.
+#[test]
+fn what_was_fed_waits_for_descriptors_but_not_for_the_dead() {
+    run(60, async {
+        let (mut here, mut there) = mp::pipe().unwrap();
+        let (mut other, mut peer) = mp::pipe().unwrap();
+        let large = vec![7u8; 100 << 10];
+        let mut sink = here.sink::<(Option<&Connection>, &[u8])>();
+        sink.feed((None, &large)).await.unwrap();
+        for _ in 0..2 {
+            let _limit = Limit::room_for(0);
+            let error = sink.flush().await.unwrap_err();
+            assert!(matches!(&error, mp::Error::Io(e) if e.raw_os_error() == Some(24)), "{error}");
+        }
+        sink.flush().await.unwrap();
+        assert!(there.recv::<(Option<Connection>, Vec<u8>)>().await.unwrap().1 == large);
+        drop(there);
+        sink.feed((Some(&other), &[])).await.unwrap();
+        assert!(sink.flush().await.unwrap_err().is_eof());
+        assert_connected(&mut other, &mut peer).await;
     });
 }
 

@@ -276,6 +276,9 @@ impl<C: Codec> SendHalf<C> {
 
     /// A sink for messages, which gathers small ones until it is flushed or there are 32 KiB of them:
     /// they go out together, at a fraction of the cost.
+    ///
+    /// What cannot be sent, as handles over TCP, is an error of the call that was to send it, and is not
+    /// tried again, except for want of descriptors.
     pub fn sink<T: Serialize>(&mut self) -> MessageSink<&mut Self, T> {
         MessageSink::new(self)
     }

@@ -14,7 +14,7 @@ use super::stream;
 use crate::error::{Error, Result};
 use crate::reduction::packet::Packed;
 use crate::reduction::{Attachments, Codec, Departures, Moves, Peer, encode_uncommitted};
-use crate::sys::{AsFd, Fd};
+use crate::sys::{self, AsFd, Fd};
 
 /// How many bytes of room are kept for the next message.
 const KEPT: usize = 64 << 10;
@@ -150,7 +150,8 @@ impl Sending {
         Ok(Fed::Alone)
     }
 
-    /// Sends what was fed. It stays for another attempt until it is sent.
+    /// Sends what was fed. What there is no room for yet, in the link or for its descriptors, stays for
+    /// another attempt; a message that cannot go by itself is told of once and lost, as in a `send`.
     pub(super) fn poll_flush_fed(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         let Self { port, writer, batch, alone, .. } = self;
         if batch.len() > HEADROOM {
@@ -175,17 +176,18 @@ impl Sending {
             let sent = writer.poll_send(port, &mut parcel, cx);
             (*packed, *departures) = (parcel.packed.take(), parcel.departures.take());
             drop(parcel);
+            // As above.
             let begun = front.is_empty();
-            match sent {
-                // As above.
-                Poll::Pending if begun => {}
-                Poll::Ready(Err(error)) if begun => {
-                    *alone = None;
-                    return Poll::Ready(Err(error));
-                }
-                sent => ready!(sent)?,
+            let again = match &sent {
+                Poll::Ready(Err(Error::Io(error))) => sys::fd::is_exhausted(error),
+                sent => sent.is_pending(),
+            };
+            if begun || !again {
+                *alone = None;
             }
-            *alone = None;
+            if !begun || sent.is_ready() {
+                ready!(sent)?;
+            }
         }
         batch.shrink_to(KEPT);
         Poll::Ready(Ok(()))
