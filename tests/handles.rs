@@ -208,6 +208,44 @@ fn hundreds_of_handles_in_one_message() {
     });
 }
 
+/// Sends more than are allowed to be under way, so many at a time that they go in a carrier.
+async fn send_beyond_what_may_be_under_way() {
+    use nix::sys::resource::{Resource, setrlimit};
+    if nix::unistd::geteuid().is_root() {
+        // The limit is not for root, and is all processes' of a user.
+        nix::unistd::setuid(nix::unistd::Uid::from_raw(64_322)).unwrap();
+    }
+    setrlimit(Resource::RLIMIT_NOFILE, 700, 700).unwrap();
+    let (mut here, mut there) = mp::pipe().unwrap();
+    let file = Handle::new(File::open("/dev/null").unwrap());
+    let many = vec![&file; 260];
+    let mut sent = 0;
+    loop {
+        let mut send = std::pin::pin!(here.send(&many));
+        match futures::poll!(&mut send) {
+            std::task::Poll::Ready(now) => now.unwrap(),
+            std::task::Poll::Pending => {
+                assert_eq!(there.recv::<Vec<Handle<File>>>().await.unwrap().len(), 260);
+                send.await.unwrap();
+                break;
+            }
+        }
+        sent += 1;
+        assert!(sent < 20, "nothing is limited");
+    }
+    for _ in 0..sent {
+        assert_eq!(there.recv::<Vec<Handle<File>>>().await.unwrap().len(), 260);
+    }
+}
+
+#[test]
+fn many_handles_wait_as_few_do_while_too_many_are_under_way() {
+    run(60, async {
+        let child = mp::Process::builder(send_beyond_what_may_be_under_way, ()).start().await.unwrap();
+        assert!(child.join().await.unwrap().success());
+    });
+}
+
 // conformance: _TestConnection.test_missing_fd_transfer
 #[test]
 fn an_index_without_a_descriptor_is_an_error() {

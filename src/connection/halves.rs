@@ -32,7 +32,9 @@ pub struct RecvHalf<C = MessagePack> {
 /// [`Connection::split`].
 ///
 /// When it is dropped, the peer sees the end once it has received what was sent, even if the other half
-/// lives on. Messages that were [fed](Self::sink) and not flushed are lost then. Sending one in a message
+/// lives on. A process that is killed drops nothing: if this half was sent there and the other one lives
+/// elsewhere, the peer sees the end only with that. The two ends of a
+/// [`simplex_pipe`](super::simplex_pipe) have no such other half. Messages that were [fed](Self::sink) and not flushed are lost then. Sending one in a message
 /// moves it, as it does a [`Connection`].
 pub struct SendHalf<C = MessagePack> {
     pub(super) inner: Movable<Sending>,

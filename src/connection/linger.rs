@@ -201,3 +201,25 @@ fn finish() {
     let unfinished = finished.wait_timeout_while(lock(linger), AT_EXIT, |linger| linger.unfinished > 0);
     drop(unfinished.unwrap_or_else(PoisonError::into_inner));
 }
+
+#[cfg(all(test, multiprocess))]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn the_end_is_told_also_when_the_rest_could_not_be_written() {
+        for result in [Ok(()), Err(io::Error::other("no"))] {
+            let (here, mut there) = UnixStream::pair().unwrap();
+            let ticket = Ticket(Mutex::new(Status::Lingers { waker: None, hangs_up: false }));
+            assert!(ticket.hang_up());
+            let here = Fd::from(here);
+            ticket.finish(&here, &result);
+            // The descriptor is still open.
+            assert_eq!(there.read(&mut [0]).unwrap(), 0);
+            assert!(!ticket.hang_up(), "from now on the half itself has to tell it");
+        }
+    }
+}

@@ -314,10 +314,19 @@ impl Writer {
                 ready!(retry.poll_readable(cx))?;
                 self.retry = None;
             }
-            if !is_packed(parcel)? {
-                // The next piece is for when others have had their turn.
-                cx.waker().wake_by_ref();
-                return Poll::Pending;
+            match is_packed(parcel) {
+                Ok(true) => {}
+                Ok(false) => {
+                    // The next piece is for when others have had their turn.
+                    cx.waker().wake_by_ref();
+                    return Poll::Pending;
+                }
+                // Filling a carrier puts descriptors under way, as sending does.
+                Err(error) if socket::is_crowded(&error) => {
+                    self.retry = Some(Port::after(SHORTAGE)?);
+                    continue;
+                }
+                Err(error) => return Poll::Ready(Err(error.into())),
             }
             ready!(port.poll_writable(cx))?;
             match send(port.as_fd(), parcel) {
