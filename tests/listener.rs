@@ -638,6 +638,64 @@ fn many_tasks_accept_and_each_connection_goes_to_one() {
     });
 }
 
+#[test]
+fn an_accept_that_is_polled_no_more_keeps_no_other_waiting() {
+    run(WATCHDOG, async {
+        for key in [None, Some(AuthKey::random())] {
+            let mut bind = Listener::temporary();
+            if let Some(key) = &key {
+                bind = bind.authkey(key);
+            }
+            let listener = bind.await.unwrap();
+            // One from before and one from after the other has begun to wait, of tasks that sleep on.
+            let (before, other, after) = (listener.accept(), listener.accept(), listener.accept());
+            tokio::pin!(before, other, after);
+            let mut asleep = std::task::Context::from_waker(std::task::Waker::noop());
+            assert!(before.as_mut().poll(&mut asleep).is_pending());
+            assert!(futures::poll!(&mut other).is_pending());
+            assert!(after.as_mut().poll(&mut asleep).is_pending());
+            let client = tokio::spawn(call(listener.address().clone(), key.clone()));
+            answer(&mut other.await.unwrap()).await;
+            client.await.unwrap();
+            // They are as good as ever.
+            let client = tokio::spawn(call(listener.address().clone(), key));
+            answer(&mut before.await.unwrap()).await;
+            client.await.unwrap();
+        }
+    });
+}
+
+/// On a runtime that nobody drives any more, until it is dropped there.
+#[test]
+fn a_dropped_accept_gives_the_listener_back_to_another_runtime() {
+    let _guard = guard(WATCHDOG);
+    let (here, idle) = (multi_thread(), current_thread());
+    let key = AuthKey::random();
+    let listener = Arc::new(here.block_on(Listener::temporary().authkey(&key).into_future()).unwrap());
+    let (waiting, waits) = tokio::sync::oneshot::channel();
+    let accepting = here.spawn({
+        let listener = listener.clone();
+        async move {
+            let accept = listener.accept();
+            tokio::pin!(accept);
+            assert!(futures::poll!(&mut accept).is_pending());
+            waiting.send(()).unwrap();
+            answer(&mut accept.await.unwrap()).await;
+        }
+    });
+    let mut accept = Box::pin(listener.accept());
+    idle.block_on(async {
+        waits.await.unwrap();
+        assert!(futures::poll!(&mut accept).is_pending());
+    });
+    let client = here.spawn(call(listener.address().clone(), Some(key)));
+    drop(accept);
+    here.block_on(async {
+        accepting.await.unwrap();
+        client.await.unwrap();
+    });
+}
+
 /// Polls an accept a few times and drops it, again and again, while clients come.
 #[test]
 fn a_dropped_accept_loses_no_connection_and_no_handshake() {

@@ -2,7 +2,8 @@
 //! whichever task accepts.
 
 use std::io;
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
 use serde::de::Error as _;
@@ -12,6 +13,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::address::Address;
 use super::auth::{AuthError, DigestPolicy, mutual_server};
 use super::bind::{BoundFile, BoundPath};
+use super::callers::Callers;
 use super::connection::Connection;
 use super::pending::Pending;
 use super::port::Port;
@@ -63,8 +65,9 @@ pub(super) struct Acceptor {
     pub(super) socket: Port,
     pub(super) terms: Terms,
     pub(super) pending: Pending<Outcome>,
-    /// Where the handshakes were polled last.
-    runtime: Option<tokio::runtime::Id>,
+    pub(super) callers: Arc<Callers>,
+    /// Wakes the callers.
+    waker: Waker,
     timer: Port,
     /// What the timer is set to, in nanoseconds of the monotonic clock.
     alarm: Option<u64>,
@@ -75,11 +78,13 @@ pub(super) struct Acceptor {
 
 impl Acceptor {
     pub(super) fn new(socket: Fd, path: Option<BoundPath>, terms: Terms) -> io::Result<Self> {
+        let callers = Arc::new(Callers::default());
         Ok(Self {
             socket: Port::new(socket),
             pending: Pending::new(terms.max_pending),
             terms,
-            runtime: None,
+            waker: callers.clone().into(),
+            callers,
             timer: Port::new(sys::fd::timerfd()?),
             alarm: None,
             paused_until: None,
@@ -87,14 +92,13 @@ impl Acceptor {
         })
     }
 
-    pub(super) fn poll_accept(
-        &mut self,
-        cx: &mut Context<'_>,
-    ) -> Poll<Result<(Connection, Option<Address>)>> {
-        let here = tokio::runtime::Handle::current().id();
-        if self.runtime.replace(here) != Some(here) {
+    /// Polls what there is for all [`Callers`], who are woken when there is more.
+    pub(super) fn poll_accept(&mut self) -> Poll<Result<(Connection, Option<Address>)>> {
+        if self.callers.driven_from(tokio::runtime::Handle::current().id()) {
             self.pending.wake_all();
         }
+        let waker = self.waker.clone();
+        let cx = &mut Context::from_waker(&waker);
         loop {
             // First those who have waited longer.
             while let Poll::Ready((outcome, peer)) = self.pending.poll(cx) {
@@ -228,6 +232,6 @@ impl<'de> Deserialize<'de> for Acceptor {
 /// Calls of `accept` under way are told that it is over.
 impl Drop for Acceptor {
     fn drop(&mut self) {
-        self.pending.wake();
+        self.callers.wake_everyone();
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::io;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
 use serde::de::Error as _;
@@ -12,6 +12,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::acceptor::Acceptor;
 use super::address::{Address, Family};
 use super::bind::{At, Bind};
+use super::callers::Callers;
 use super::connection::Connection;
 use super::wait::{Source, sealed};
 use crate::error::{Error, Result};
@@ -68,8 +69,7 @@ use crate::util::lock;
 pub struct Listener {
     address: Address,
     last_accepted: Mutex<Option<Address>>,
-    /// Whose turn it is to drive what is below; the others wait for theirs.
-    turn: tokio::sync::Mutex<()>,
+    callers: Arc<Callers>,
     acceptor: Movable<Acceptor>,
 }
 
@@ -117,10 +117,13 @@ impl Listener {
     /// # Panics
     /// Outside of a Tokio runtime with I/O.
     pub async fn accept(&self) -> Result<Connection> {
-        let _turn = self.turn.lock().await;
-        let accepted = poll_fn(|cx| match self.acceptor.with(|acceptor| acceptor.poll_accept(cx)) {
-            Ok(polled) => polled,
-            Err(closed) => Poll::Ready(Err(closed)),
+        let caller = self.callers.call();
+        let accepted = poll_fn(|cx| {
+            caller.waits(cx);
+            match self.acceptor.with(Acceptor::poll_accept) {
+                Ok(polled) => polled,
+                Err(closed) => Poll::Ready(Err(closed)),
+            }
         });
         let (connection, peer) = accepted.await?;
         *lock(&self.last_accepted) = peer;
@@ -163,7 +166,7 @@ impl Listener {
         Ok(Self {
             address: address.ok_or_else(|| io::Error::other("the listening socket has no name"))?,
             last_accepted: Mutex::default(),
-            turn: tokio::sync::Mutex::default(),
+            callers: acceptor.callers.clone(),
             acceptor: Movable::new(acceptor),
         })
     }

@@ -66,6 +66,7 @@ mod address;
 pub mod auth;
 mod beside;
 mod bind;
+mod callers;
 mod client;
 #[allow(clippy::module_inception, reason = "the type's own file")]
 mod connection;

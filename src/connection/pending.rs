@@ -69,15 +69,16 @@ impl<T> Pending<T> {
         self.running.len()
     }
 
-    /// Adds one that has time until `deadline`. If there is no room, the oldest goes.
+    /// Adds one that has time until `deadline`, for the caller to poll. If there is no room, the oldest
+    /// goes.
     pub(super) fn begin(&mut self, deadline: u64, run: impl Future<Output = T> + Send + 'static) {
         if self.running.len() >= self.limit {
             self.give_up_oldest();
         }
         let id = self.next;
         self.next += 1;
-        let notice = Arc::new(Notice { id, noted: AtomicBool::new(false), woken: self.woken.clone() });
-        notice.wake_by_ref();
+        let notice = Arc::new(Notice { id, noted: AtomicBool::new(true), woken: self.woken.clone() });
+        lock(&self.woken.list).push(id);
         self.running.insert(id, Handshake { run: Box::pin(run), deadline, notice });
     }
 
@@ -107,11 +108,6 @@ impl<T> Pending<T> {
         for handshake in self.running.values() {
             handshake.notice.wake_by_ref();
         }
-    }
-
-    /// Wakes whoever polled last.
-    pub(super) fn wake(&self) {
-        self.woken.driver.wake();
     }
 
     /// The outcome of one that has ended. Pending while none has, also when there is none; whoever
