@@ -118,8 +118,8 @@ pub use async_trait::async_trait;
 pub use authkey::AuthKey;
 pub use bootstrap::{block_on, freeze_support, require_freeze_support};
 pub use connection::{
-    Address, Client, Connection, Listener, RecvHalf, SendHalf, WaitKey, WaitSet, Waitable, pipe,
-    simplex_pipe, wait, wait_timeout,
+    Address, Client, Connection, DigestPolicy, Family, Listener, RecvHalf, SendHalf, WaitKey, WaitSet,
+    Waitable, pipe, simplex_pipe, wait, wait_timeout,
 };
 pub use context::{
     Context, OnPreloadError, StartMethod, allow_connection_pickling, get_all_start_methods, get_context,

@@ -290,6 +290,10 @@ fn what_is_no_place_says_so() {
         assert!(error.contains("107 bytes") && error.contains("205"), "{error}");
         let nowhere = Client::connect(Path::new("/nonexistent/socket")).await.unwrap_err();
         assert_eq!(io_kind(&nowhere), io::ErrorKind::NotFound);
+        assert!(nowhere.to_string().contains("/nonexistent/socket"), "{nowhere}");
+        let nowhere = Listener::bind(Path::new("/nonexistent/socket")).await.unwrap_err();
+        assert_eq!(io_kind(&nowhere), io::ErrorKind::NotFound);
+        assert!(nowhere.to_string().contains("/nonexistent/socket"), "{nowhere}");
         assert!(Client::connect("no-such-host.invalid:80").await.is_err());
         // An address that is not of this machine.
         assert!(Listener::bind(("192.0.2.1", 0)).await.is_err());
@@ -531,6 +535,16 @@ fn a_key_on_one_side_alone_ends_at_the_deadline() {
         tokio::select! {
             accepted = accept => panic!("{accepted:?}"),
             ended = ended => assert!(ended),
+        }
+
+        // Where a value is asked for, the error says what is missing.
+        let mut client = Client::connect(locked.address()).await.unwrap();
+        tokio::select! {
+            accepted = locked.accept() => panic!("{accepted:?}"),
+            received = client.recv::<String>() => {
+                let error = received.unwrap_err();
+                assert!(error.is_authentication() && error.to_string().contains("authkey"), "{error}");
+            }
         }
     });
 }

@@ -104,6 +104,28 @@ fn a_timeout_goes_by_the_kernels_clock() {
     });
 }
 
+/// A set keeps a sentinel that was made for it alone, until it is removed.
+#[test]
+fn a_set_keeps_its_sentinels() {
+    run(120, async {
+        let notebook = Notebook::new();
+        let gate = (notebook.path(),);
+        let child = mp::Process::builder(|path: String| pass_gate(&path), gate).start().await.unwrap();
+        let set = WaitSet::new().unwrap();
+        let [first, second] = [0; 2].map(|_| set.insert(&child.sentinel().unwrap()).unwrap());
+        assert_eq!(now(&set), []);
+        notebook.open_gate();
+        assert!(!set.wait().await.unwrap().is_empty());
+        child.join().await.unwrap();
+        drop(child);
+        assert_eq!(now(&set), [first, second]);
+        assert!(set.remove(first));
+        assert_eq!(now(&set), [second]);
+        assert!(set.remove(second));
+        assert_eq!(now(&set), []);
+    });
+}
+
 // conformance: TestWait.test_wait_integer
 #[test]
 fn sentinels_and_connections_are_waited_for_together() {

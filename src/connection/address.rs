@@ -72,6 +72,15 @@ pub enum Address {
     Abstract(Vec<u8>),
 }
 
+/// What could not be done at an address, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {what} {address}: {source}")]
+struct Refused {
+    what: &'static str,
+    address: Address,
+    source: io::Error,
+}
+
 impl Address {
     /// The kind of socket that it takes.
     pub fn family(&self) -> Family {
@@ -118,6 +127,11 @@ impl Address {
             ));
         }
         Ok(())
+    }
+
+    /// What the system says of this place, with its name: a bare "connection refused" does not tell whose.
+    pub(crate) fn refuses(&self, what: &'static str, source: io::Error) -> io::Error {
+        io::Error::new(source.kind(), Refused { what, address: self.clone(), source })
     }
 
     /// What the kernel calls the place; a host's name may have several. The name service takes as long

@@ -82,7 +82,7 @@ use subtle::ConstantTimeEq;
 
 use crate::AuthKey;
 
-const CHALLENGE: &[u8] = b"#CHALLENGE#";
+pub(super) const CHALLENGE: &[u8] = b"#CHALLENGE#";
 const WELCOME: &[u8] = b"#WELCOME#";
 const FAILURE: &[u8] = b"#FAILURE#";
 
@@ -143,17 +143,27 @@ pub enum AuthError {
     UnsupportedDigest(String),
     /// The peer wants MD5, by name or by the form without a name, and the [`DigestPolicy`] forbids
     /// it.
-    #[error("the peer wants a digest weaker than the policy allows")]
+    #[error(
+        "the peer wants a digest weaker than the policy allows (CPython before 3.12 knows MD5 only: feature \
+         `md5`, `DigestPolicy::Md5`)"
+    )]
     TooWeak,
     /// The peer sent us the challenge that we had sent it, so that we answer it in its stead.
     #[error("the peer sent our own challenge back")]
     Reflected,
+    /// The peer asks for a proof that we hold its key, and none was given to
+    /// [`Client::connect`](crate::Client::connect): a listener with a key, and a client without.
+    #[error("the peer asks for an authkey, and this client has connected without one")]
+    KeyWanted,
     /// The peer belongs to another user, and the listener is for its own user alone.
     #[error("the peer belongs to another user")]
     OtherUser,
 }
 
 /// The weakest digest that a handshake may use.
+///
+/// CPython before 3.12 knows MD5 only: it takes the feature `md5` and `DigestPolicy::Md5` to talk with it
+/// under a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[non_exhaustive]
 pub enum DigestPolicy {

@@ -34,8 +34,8 @@ pub(super) enum At {
 /// A listener in the making: see [`Listener::bind`]. Awaiting it gives the [`Listener`].
 ///
 /// # Errors
-/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for what is no address; else what the system says: `AddrInUse` where
-/// somebody listens or a file lies, `PermissionDenied`, `AddrNotAvailable`. A host's name that has
+/// [`Error::InvalidArgument`](crate::Error::InvalidArgument) for what is no address; else what the system says, with the
+/// address: `AddrInUse` where somebody listens or a file lies, `PermissionDenied`, `AddrNotAvailable`. A host's name that has
 /// several addresses is bound at the first that will do.
 ///
 /// # Cancel safety
@@ -116,7 +116,8 @@ impl IntoFuture for Bind {
 async fn bind_given(address: &Address, backlog: u32) -> Result<(Fd, Option<BoundPath>)> {
     address.check()?;
     let mut refusal = None;
-    for name in address.resolve().await? {
+    let refuses = |error| address.refuses("listen at", error);
+    for name in address.resolve().await.map_err(refuses)? {
         match net::listen(&name, backlog) {
             Ok(socket) => {
                 let path =
@@ -126,7 +127,7 @@ async fn bind_given(address: &Address, backlog: u32) -> Result<(Fd, Option<Bound
             Err(error) => refusal = Some(error),
         }
     }
-    Err(refusal.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()).into())
+    Err(refuses(refusal.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into())).into())
 }
 
 fn bind_temporary(backlog: u32) -> Result<(Fd, Option<BoundPath>)> {

@@ -59,13 +59,15 @@ impl Client {
 ///
 /// With an [`authkey`](Self::authkey) both sides prove that they hold it. A listener without a key
 /// does not take part in that: the client gives up when its time is over. The other way round a
-/// client without a key is connected at once, and the first thing that it receives is the listener's
-/// challenge, which is no message of anybody's; the listener gives it up at its own deadline.
+/// client without a key is connected at once, and learns of it from what it receives first, the
+/// listener's challenge: that is an [`AuthError::KeyWanted`](super::AuthError::KeyWanted) where a value
+/// is asked for, and bytes like others for [`recv_bytes`](Connection::recv_bytes). The listener gives it
+/// up at its own deadline.
 ///
 /// # Errors
 /// [`Error::InvalidArgument`] for what is no address; [`Error::Authentication`] when either side does
 /// not hold the key of the other; `TimedOut` ([`Error::is_timeout`]), which says how far it came; else
-/// what the system says: `ConnectionRefused` where nobody listens, `NotFound` for a path or host
+/// what the system says, with the address: `ConnectionRefused` where nobody listens, `NotFound` for a path or host
 /// that does not exist.
 ///
 /// # Cancel safety
@@ -108,7 +110,8 @@ impl Connect {
             Error::Io(io::Error::new(io::ErrorKind::TimedOut, message))
         };
         let socket = within(&deadline, dial(&address)).await?;
-        let socket = socket.ok_or_else(|| late(format_args!("no connection to {address}")))??;
+        let socket = socket.ok_or_else(|| late(format_args!("no connection to {address}")))?;
+        let socket = socket.map_err(|error| address.refuses("connect to", error))?;
         let mut connection = Connection::of_stranger(socket)?;
         if let Some(key) = &self.authkey {
             let proved = within(&deadline, mutual_client(&mut connection, key, self.policy)).await?;

@@ -92,7 +92,7 @@ mod wait;
 
 pub use adaptors::{MessageSink, Messages};
 pub use address::{Address, Family};
-pub use auth::{AuthError, answer_challenge, deliver_challenge};
+pub use auth::{AuthError, DigestPolicy, answer_challenge, deliver_challenge};
 pub use bind::Bind;
 pub use client::{Client, Connect};
 pub use connection::Connection;

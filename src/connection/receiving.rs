@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tokio::task::coop;
 
+use super::auth::{AuthError, CHALLENGE};
 use super::link::{Delivery, Reader, Wanted};
 use super::port::Port;
 use super::stream;
@@ -80,7 +81,13 @@ impl Receiving {
     ) -> Poll<Result<T>> {
         let Delivery { body, handles } = ready!(self.poll_next(ANY, cx))?;
         let message = Incoming { bytes: &body, attachments: handles };
-        Poll::Ready(decode_from::<C, T>(message, self.peer).map_err(Error::Decode))
+        Poll::Ready(decode_from::<C, T>(message, self.peer).map_err(|error| {
+            // What a listener with a key says first to who has connected without one.
+            if !self.peer.is_family() && body.starts_with(CHALLENGE) {
+                return AuthError::KeyWanted.into();
+            }
+            Error::Decode(error)
+        }))
     }
 
     /// Whether a call to receive would be ready at once.
@@ -105,7 +112,9 @@ impl Receiving {
     pub(super) fn into_stream(self) -> Result<(Port, stream::Reader, usize)> {
         match self {
             Self { port, reader: Reader::Stream(reader), max, .. } => Ok((port, reader, max)),
-            _ => Err(Error::invalid("a connection of packets has no stream of bytes")),
+            _ => Err(Error::invalid(
+                "a pipe of packets has no stream of bytes to frame: `stream` and `sink` give its messages",
+            )),
         }
     }
 

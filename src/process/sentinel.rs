@@ -1,5 +1,7 @@
 //! What becomes ready when a process ends.
 
+use std::sync::Arc;
+
 use crate::sys::AsFd;
 #[cfg(multiprocess)]
 use crate::sys::{AsRawFd, BorrowedFd, RawFd};
@@ -11,13 +13,17 @@ use crate::sys::Fd;
 /// has ended, and stays so.
 ///
 /// It is a duplicate: it stays valid after the [`Process`](crate::Process) was joined or dropped,
-/// and closes when dropped.
+/// and closes when dropped. A [`WaitSet`](crate::WaitSet) keeps one that it was given.
 #[derive(Debug)]
-pub struct Sentinel(Fd);
+pub struct Sentinel(Arc<Fd>);
 
 impl Sentinel {
     pub(crate) fn new(exit: Fd) -> Self {
-        Self(exit)
+        Self(Arc::new(exit))
+    }
+
+    pub(crate) fn descriptor(&self) -> &Arc<Fd> {
+        &self.0
     }
 
     /// Whether the process has ended.

@@ -122,11 +122,19 @@ impl<'de, T: Transferable> Deserialize<'de> for Handle<T> {
 
 /// What a [`Handle`] can hold: descriptors, files, and the sockets and pipes of std and Tokio. The trait
 /// is sealed.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot travel in a `Handle`",
+    label = "no file, socket, pipe or owned descriptor of std's or Tokio's"
+)]
 pub trait Transferable: AsFd + Sized + sealed::Open {}
 
 mod sealed {
     use super::{Fd, io};
 
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` cannot travel in a `Handle`",
+        label = "no file, socket, pipe or owned descriptor of std's or Tokio's"
+    )]
     pub trait Open: Sized {
         fn open(fd: Fd) -> io::Result<Self>;
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::buffered::{Bell, Watching};
 use super::waitable::Source;
 use crate::sys::epoll::Epoll;
-use crate::sys::{self, AsRawFd, BorrowedFd, RawFd};
+use crate::sys::{self, AsRawFd, BorrowedFd, Fd, RawFd};
 
 /// How many members a look tells of by the kernel's word, and how many by their own: so that it stays
 /// below a hundred microseconds.
@@ -46,6 +46,8 @@ struct Member {
     entry: u64,
     /// Of one that is more than a descriptor: by this it is seen, too, when it is gone.
     watching: Option<Watching>,
+    /// What stays open with it.
+    _kept: Option<Arc<Fd>>,
     /// Whether it is among those that may be ready by their own word.
     hot: bool,
     /// In which look it was last told of.
@@ -88,7 +90,7 @@ impl Members {
         let entry = self.entry_of(source.fd(), epoll)?;
         let key = WaitKey(self.next());
         let watching = source.buffered.as_ref().map(|buffered| buffered.watch(bell, key.0));
-        self.members.insert(key, Member { entry, watching, hot: false, told: 0 });
+        self.members.insert(key, Member { entry, watching, _kept: source.kept.clone(), hot: false, told: 0 });
         self.entries.get_mut(&entry).expect("it is there").keys.push(key);
         let ready = matches!(self.word(key), Word::Ready);
         if ready {

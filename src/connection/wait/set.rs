@@ -50,9 +50,52 @@ use crate::util::lock;
 /// # }
 /// ```
 ///
+/// Of processes and connections, each by its key:
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> tokio_multiprocess::Result<()> {
+/// use std::collections::HashMap;
+/// use tokio_multiprocess::{Connection, Process, WaitSet, pipe};
+///
+/// async fn work(mut conn: Connection, n: u64) -> tokio_multiprocess::Result<()> {
+///     conn.send(&(n * n)).await
+/// }
+///
+/// let set = WaitSet::new()?;
+/// let (mut connections, mut children) = (HashMap::new(), HashMap::new());
+/// for n in 1..=3 {
+///     let (here, there) = pipe()?;
+///     let child = Process::builder(work, (there, n)).start().await?;
+///     connections.insert(set.insert(&here)?, here);
+///     children.insert(set.insert(&child)?, child);
+/// }
+///
+/// let mut sum = 0;
+/// while !(connections.is_empty() && children.is_empty()) {
+///     for key in set.wait().await? {
+///         if let Some(conn) = connections.get_mut(&key) {
+///             match conn.recv::<u64>().await {
+///                 Ok(square) => sum += square,
+///                 // Its end, or an error: dropped, it leaves the set.
+///                 Err(_) => drop(connections.remove(&key)),
+///             }
+///         } else if let Some(child) = children.remove(&key) {
+///             set.remove(key);
+///             child.join().await?;
+///         }
+///     }
+/// }
+/// assert_eq!(sum, 14);
+/// # Ok(())
+/// # }
+/// ```
+///
 /// # Members
-/// A set borrows nothing and keeps nothing open: its members are used, moved, closed and dropped as if
-/// it were not there. One that is closed or dropped leaves by itself and is not told of any more, also
+/// A set borrows nothing, and keeps nothing open but a [`Sentinel`](crate::Sentinel), which holds nothing
+/// of anybody's: all others are used, moved, closed and dropped as if it were not there. So
+/// `set.insert(&process.sentinel()?)` tells of the process's end, while a connection or socket has to be
+/// kept by somebody: one that is closed or dropped leaves by itself and is not told of any more, also
 /// when another process has the same open file; its key may still be [removed](Self::remove). Only
 /// somebody who replaces the file behind a number with `dup2`, there and back, can mislead it.
 ///
@@ -93,7 +136,8 @@ impl WaitSet {
         })
     }
 
-    /// Enters an object. If it is ready, waiting calls are told of it.
+    /// Enters an object, which somebody has to keep unless it is a [`Sentinel`](crate::Sentinel): see
+    /// [members](Self#members). If it is ready, waiting calls are told of it.
     ///
     /// # Errors
     /// When it is closed, and when the kernel has no room (`fs.epoll.max_user_watches`).

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Buffered;
 use crate::error::Result;
-use crate::process::Process;
+use crate::process::{Process, Sentinel};
 use crate::sys::{AsFd, BorrowedFd, Fd};
 
 /// What [`wait`](crate::wait) and [`WaitSet`](crate::WaitSet) take.
@@ -20,8 +20,30 @@ use crate::sys::{AsFd, BorrowedFd, Fd};
 /// - descriptors, files, pipes and sockets of std's and Tokio's: as `poll(2)` says. Regular files are
 ///   always ready; listeners are when somebody calls.
 ///
+/// In a list with others each is a `&dyn Waitable`:
+///
+/// ```
+/// # #[tokio::main(flavor = "current_thread")]
+/// # async fn main() -> tokio_multiprocess::Result<()> {
+/// use tokio_multiprocess as mp;
+///
+/// let (here, _there) = mp::pipe()?;
+/// let children = [mp::Process::without_target().start().await?];
+///
+/// let mut objects: Vec<&dyn mp::Waitable> = vec![&here];
+/// objects.extend(children.iter().map(|child| child as &dyn mp::Waitable));
+/// assert_eq!(mp::wait(&objects).await?, [1]);
+/// # Ok(())
+/// # }
+/// ```
+///
 /// Tokio's own sockets remember what Tokio's reactor has seen, which may come a little later than the
 /// kernel's word: after a `wait`, read from them with an async method and not with `try_read`.
+#[diagnostic::on_unimplemented(
+    message = "`{Self}` cannot be waited for",
+    label = "neither a connection, a listener, a process, a sentinel, nor a descriptor to read from",
+    note = "`wait` takes `&[&dyn Waitable]`: a reference to each object by itself"
+)]
 pub trait Waitable: sealed::Sealed + Send + Sync {}
 
 impl<T: sealed::Sealed + Send + Sync + ?Sized> Waitable for T {}
@@ -29,6 +51,11 @@ impl<T: sealed::Sealed + Send + Sync + ?Sized> Waitable for T {}
 pub(crate) mod sealed {
     use super::{Result, Source};
 
+    #[diagnostic::on_unimplemented(
+        message = "`{Self}` cannot be waited for",
+        label = "neither a connection, a listener, a process, a sentinel, nor a descriptor to read from",
+        note = "`wait` takes `&[&dyn Waitable]`: a reference to each object by itself"
+    )]
     pub trait Sealed {
         /// # Errors
         /// When the object is closed.
@@ -43,6 +70,9 @@ pub struct Source<'a> {
     fd: Descriptor<'a>,
     /// What it holds besides what the descriptor tells of.
     pub(super) buffered: Option<Arc<Buffered>>,
+    /// What a set keeps open, so that who is inserted may be dropped: of what holds nothing of anybody's
+    /// open, as a connection would.
+    pub(super) kept: Option<Arc<Fd>>,
 }
 
 #[derive(Debug)]
@@ -55,17 +85,22 @@ enum Descriptor<'a> {
 impl<'a> Source<'a> {
     /// The descriptor tells all.
     pub(crate) fn bare(fd: BorrowedFd<'a>) -> Self {
-        Self { fd: Descriptor::Borrowed(fd), buffered: None }
+        Self { fd: Descriptor::Borrowed(fd), buffered: None, kept: None }
     }
 
     /// The same, of an object in a cell.
     pub(crate) fn shared(fd: Arc<Fd>) -> Self {
-        Self { fd: Descriptor::Shared(fd), buffered: None }
+        Self { fd: Descriptor::Shared(fd), buffered: None, kept: None }
+    }
+
+    /// The same, for as long as a set has it as a member.
+    pub(crate) fn kept(fd: Arc<Fd>) -> Self {
+        Self { kept: Some(fd.clone()), ..Self::shared(fd) }
     }
 
     /// Ready when either is.
     pub(crate) fn buffered(fd: Arc<Fd>, buffered: Arc<Buffered>) -> Self {
-        Self { fd: Descriptor::Shared(fd), buffered: Some(buffered) }
+        Self { buffered: Some(buffered), ..Self::shared(fd) }
     }
 
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
@@ -99,6 +134,13 @@ impl sealed::Sealed for Process {
     }
 }
 
+/// A sentinel is often made for this alone, and dropped at once.
+impl sealed::Sealed for Sentinel {
+    fn source(&self) -> Result<Source<'_>> {
+        Ok(Source::kept(self.descriptor().clone()))
+    }
+}
+
 #[cfg(multiprocess)]
 macro_rules! descriptors {
     ($($object:ty),* $(,)?) => {$(
@@ -112,7 +154,6 @@ macro_rules! descriptors {
 
 #[cfg(multiprocess)]
 descriptors!(
-    crate::process::Sentinel,
     BorrowedFd<'_>,
     Fd,
     std::fs::File,
