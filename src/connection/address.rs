@@ -2,13 +2,14 @@
 
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, ToSocketAddrs};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 use serde::de::{self, Deserialize, Deserializer, Visitor};
 use serde::ser::{Serialize, Serializer};
 
+use super::resolver;
 use crate::error::{Error, Result};
 use crate::sys::net::{MAX_UNIX, Name, path_from_bytes};
 
@@ -134,9 +135,7 @@ impl Address {
         io::Error::new(source.kind(), Refused { what, address: self.clone(), source })
     }
 
-    /// What the kernel calls the place; a host's name may have several. The name service takes as long
-    /// as it likes, so it is asked by a thread: not one of Tokio's, which would stay and stand in
-    /// the way of a fork.
+    /// What the kernel calls the place; a host's name may have several.
     pub(crate) async fn resolve(&self) -> io::Result<Vec<Name>> {
         let (host, port) = match self {
             Self::Unix(path) => return Ok(vec![Name::Path(path.clone())]),
@@ -147,14 +146,8 @@ impl Address {
         if let Ok(ip) = host.parse::<IpAddr>() {
             return Ok(vec![Name::Inet((ip, port).into())]);
         }
-        let host = host.to_owned();
-        let (done, found) = tokio::sync::oneshot::channel();
-        crate::sys::threads::spawn("mp-resolver", move || {
-            let found = (&host[..], port).to_socket_addrs();
-            // Nobody waits any more if it took too long.
-            let _ = done.send(found.map(|found| found.map(Name::Inet).collect()));
-        })?;
-        found.await.map_err(io::Error::other)?
+        let found = resolver::look_up(host.to_owned(), port).await?;
+        Ok(found.into_iter().map(Name::Inet).collect())
     }
 
     fn parse(text: &[u8]) -> Result<Self> {

@@ -85,6 +85,7 @@ mod pending;
 mod pipe;
 mod port;
 mod receiving;
+mod resolver;
 mod sending;
 #[cfg_attr(not(multiprocess), allow(dead_code, reason = "nobody there has a descriptor to begin with"))]
 mod stream;

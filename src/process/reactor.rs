@@ -1,6 +1,7 @@
 //! Waiting for a descriptor on whatever runtime is there.
 
 use crate::sys::{AsFd, BorrowedFd};
+use std::future::poll_fn;
 use std::io;
 use std::time::Duration;
 
@@ -22,8 +23,8 @@ pub(crate) async fn readable(fd: BorrowedFd<'_>) -> io::Result<()> {
 /// The same for room to write.
 pub(crate) async fn writable(fd: BorrowedFd<'_>) -> io::Result<()> {
     let registered = Registered::new(fd.try_clone_to_owned()?, Interest::WRITABLE)?;
-    registered.write_edge().await;
-    Ok(())
+    // The end of the runtime is no room.
+    poll_fn(|cx| registered.poll_write_edge(cx)).await
 }
 
 /// [`readable`] with a limit by the kernel's clock; false when it ran out.
@@ -59,5 +60,33 @@ impl Deadline {
 
     pub(crate) async fn over(&self) -> io::Result<()> {
         readable(self.0.as_fd()).await
+    }
+}
+
+#[cfg(all(test, multiprocess))]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::pin::pin;
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    #[test]
+    fn the_end_of_the_runtime_is_not_room_to_write() {
+        use std::io::Write;
+
+        let (mut full, _peer) = UnixStream::pair().unwrap();
+        full.set_nonblocking(true).unwrap();
+        while full.write(&[0; 4096]).is_ok() {}
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build().unwrap();
+        let mut writable = pin!(writable(full.as_fd()));
+        let mut cx = Context::from_waker(Waker::noop());
+        {
+            let _there = runtime.enter();
+            assert!(writable.as_mut().poll(&mut cx).is_pending());
+        }
+        drop(runtime);
+        let polled = writable.poll(&mut cx);
+        assert!(matches!(polled, std::task::Poll::Ready(Err(_))), "{polled:?}");
     }
 }
