@@ -192,6 +192,7 @@ fn later(now: u64, time: Duration) -> u64 {
 
 impl Moves for Acceptor {
     const NAME: &'static str = "listener";
+    const FOR_SEVERAL: &'static str = "accept in one, and send the connections to the others";
 
     fn moved(&mut self) {
         if let Some(path) = &self.path {

@@ -172,7 +172,7 @@ impl<C> Connection<C> {
     }
 
     /// How long a message may be, in bytes, in both directions: 1 GiB unless another maximum is set. The
-    /// peer has its own.
+    /// peer has its own. Of a closed connection it changes nothing.
     pub fn set_max_message(&mut self, max: usize) {
         if let Ok(Duplex { recv, send }) = self.inner.get_mut() {
             recv.set_max_message(max);
@@ -210,11 +210,13 @@ impl<C> Connection<C> {
     }
 
     /// The same with another codec, which the peer must use as well.
+    #[must_use = "it moves into what is returned"]
     pub fn with_codec<D: Codec>(mut self) -> Connection<D> {
         Connection::of(self.inner.take().ok())
     }
 
     /// The two directions, for two tasks. [`RecvHalf::reunite`] puts them together again.
+    #[must_use = "a half that is dropped is closed"]
     pub fn split(mut self) -> (RecvHalf<C>, SendHalf<C>) {
         let halves = self.inner.take().map(|Duplex { recv, mut send }| {
             send.set_hangs_up(true);

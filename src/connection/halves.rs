@@ -22,7 +22,8 @@ use crate::sys::{AsFd, Fd};
 /// The end of a connection that receives: of [`simplex_pipe`](super::simplex_pipe), or of
 /// [`Connection::split`].
 ///
-/// Sending one in a message moves it, as it does a [`Connection`].
+/// Its end tells the peer nothing as long as the other half lives: what the peer sends then fills the
+/// socket, and waits there. Sending one in a message moves it, as it does a [`Connection`].
 pub struct RecvHalf<C = MessagePack> {
     pub(super) inner: Movable<Receiving>,
     codec: PhantomData<fn() -> C>,
@@ -109,7 +110,8 @@ impl<C> RecvHalf<C> {
         self.inner.with(|inner| inner.readiness())
     }
 
-    /// How long a message may be, in bytes: 1 GiB unless another maximum is set.
+    /// How long a message may be, in bytes: 1 GiB unless another maximum is set. Of a closed half it
+    /// changes nothing.
     pub fn set_max_message(&mut self, max: usize) {
         if let Ok(inner) = self.inner.get_mut() {
             inner.set_max_message(max);
@@ -137,6 +139,7 @@ impl<C> RecvHalf<C> {
     }
 
     /// The same with another codec, which the peer must use as well.
+    #[must_use = "it moves into what is returned"]
     pub fn with_codec<D: Codec>(mut self) -> RecvHalf<D> {
         RecvHalf::new(self.inner.take().ok())
     }
@@ -219,7 +222,8 @@ impl<C> SendHalf<C> {
         std::future::poll_fn(|cx| inner.poll_flush(cx)).await
     }
 
-    /// How long a message may be, in bytes: 1 GiB unless another maximum is set. The peer has its own.
+    /// How long a message may be, in bytes: 1 GiB unless another maximum is set. The peer has its own. Of
+    /// a closed half it changes nothing.
     pub fn set_max_message(&mut self, max: usize) {
         if let Ok(inner) = self.inner.get_mut() {
             inner.set_max_message(max);
@@ -249,6 +253,7 @@ impl<C> SendHalf<C> {
     }
 
     /// The same with another codec, which the peer must use as well.
+    #[must_use = "it moves into what is returned"]
     pub fn with_codec<D: Codec>(mut self) -> SendHalf<D> {
         SendHalf::new(self.inner.take().ok())
     }
@@ -270,7 +275,8 @@ impl<C: Codec> SendHalf<C> {
     /// # Cancel safety
     /// If the future is dropped before it is ready, the message was not sent. Over a stream of bytes that
     /// is so until its first byte is out; from then on all of it goes out, also if this end is dropped: a
-    /// thread writes the rest, for as long as the peer takes to read it. What of
+    /// thread writes the rest, for as long as the peer takes to read it, but at a regular exit of this
+    /// process for no more than a second. What of
     /// [`send_bytes`](Self::send_bytes)'s argument is left is copied for that.
     pub async fn send<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
         self.inner.get_mut()?.send::<C, T>(value).await

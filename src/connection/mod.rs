@@ -58,6 +58,9 @@
 //!   descriptor alone does not say whether there is something to receive; [`poll`](Connection::poll),
 //!   [`readable`](Connection::readable) and [`wait`] know both. A [shared](Connection::share) end does not
 //!   read ahead.
+//! - Small messages that were read together lie in one buffer: the [bytes](Connection::recv_bytes) of one
+//!   that is kept keep up to a quarter of a MiB. Whoever keeps many copies them. Each thread that receives
+//!   has a room that it reads to, of 2 MiB for pipes and 64 KiB for streams of bytes, as far as it was used.
 //! - What a process has received and not answered dies with it. Nothing else does.
 
 mod acceptor;

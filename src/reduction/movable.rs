@@ -15,6 +15,9 @@ pub(crate) trait Moves: Serialize + Send + 'static {
     /// What it is called when it is closed.
     const NAME: &'static str;
 
+    /// What to do where several processes are to have it.
+    const FOR_SEVERAL: &'static str = "see `share()`";
+
     /// It has moved, and what is dropped next is only its shell here.
     fn moved(&mut self) {}
 
@@ -134,8 +137,9 @@ impl<T: Moves> Serialize for Movable<T> {
                 return object.serialize(serializer);
             }
             return Err(S::Error::custom(format_args!(
-                "this {} can move to one process only, and the message goes to several: see `share()`",
-                T::NAME
+                "this {} can move to one process only, and the message goes to several: {}",
+                T::NAME,
+                T::FOR_SEVERAL
             )));
         }
         let written = object.serialize(serializer)?;

@@ -15,7 +15,9 @@ use crate::sys::{AsFd, BorrowedFd, Fd};
 /// - a [`Connection`](crate::Connection) or [`RecvHalf`](crate::RecvHalf): a message or its end is
 ///   there, in the socket or already in the reader;
 /// - a [`Listener`](crate::Listener): somebody has come. With a key he may still turn out to be nobody
-///   who may come in;
+///   who may come in, so an `accept` after that may wait long, for him to prove it or for others. And the
+///   handshakes under way go on only while somebody accepts: a server with a key keeps an `accept` going
+///   rather than waiting for its listener;
 /// - a [`Sentinel`](crate::Sentinel) or [`Process`](crate::Process): the process has ended;
 /// - descriptors, files, pipes and sockets of std's and Tokio's: as `poll(2)` says. Regular files are
 ///   always ready; listeners are when somebody calls.
