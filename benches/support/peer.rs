@@ -31,6 +31,7 @@ impl Kind {
 
 /// How a peer gets its end.
 #[derive(Serialize, Deserialize)]
+#[allow(clippy::large_enum_variant, reason = "there is one")]
 enum Way {
     Bare(PathBuf),
     Pipe(mp::Connection),
@@ -52,6 +53,7 @@ pub(crate) type Value = [u64; 8];
 pub(crate) const VALUE: Value = [u64::MAX; 8];
 pub(crate) const SIZE: usize = size_of::<Value>();
 
+#[allow(clippy::large_enum_variant, reason = "there is one")]
 enum End {
     /// Buffered, so that several messages which wait cost one system call here as well.
     Bare(BufReader<UnixStream>),
