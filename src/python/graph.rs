@@ -111,13 +111,14 @@ pub(super) struct Graph<'de> {
 
 /// What each value weighs besides its content: about as much as it occupies in memory.
 const WEIGHT: usize = 32;
-/// What a message may grow to by sharing alone. Two such per byte are what it may hold without.
-const ALLOWANCE: usize = 128 << 20;
+/// What a message may grow to by sharing alone.
+pub(super) const ALLOWANCE: usize = 128 << 20;
 
 impl<'de> Graph<'de> {
-    /// The graph of a message of `len` bytes.
-    pub(super) fn new(nodes: Vec<Node<'de>>, root: Value<'de>, len: usize) -> Self {
-        let allowance = ALLOWANCE.saturating_add(len.saturating_mul(2 * WEIGHT));
+    /// The graph of a message of `len` bytes, which may grow by `allowance` through sharing. Two values
+    /// per byte are what it may hold without.
+    pub(super) fn new(nodes: Vec<Node<'de>>, root: Value<'de>, len: usize, allowance: usize) -> Self {
+        let allowance = allowance.saturating_add(len.saturating_mul(2 * WEIGHT));
         Self { nodes, root, allowance: Cell::new(allowance) }
     }
 

@@ -15,8 +15,8 @@ use crate::reduction::CodecError;
 
 type Result<T> = std::result::Result<T, CodecError>;
 
-/// Runs a pickle that occupies all of `message`.
-pub(super) fn run(message: &[u8]) -> Result<Graph<'_>> {
+/// Runs a pickle that occupies all of `message`, and may grow by `allowance` through sharing.
+pub(super) fn run(message: &[u8], allowance: usize) -> Result<Graph<'_>> {
     let mut machine = Machine {
         input: message,
         len: message.len(),
@@ -36,7 +36,7 @@ pub(super) fn run(message: &[u8]) -> Result<Graph<'_>> {
     if !machine.input.is_empty() {
         return Err(CodecError::new(&format!("{} bytes follow the value", machine.input.len())));
     }
-    Ok(Graph::new(machine.nodes, root, message.len()))
+    Ok(Graph::new(machine.nodes, root, message.len(), allowance))
 }
 
 struct Machine<'de> {

@@ -110,7 +110,12 @@ impl Codec for Pickle {
     }
 
     fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, CodecError> {
-        let graph = machine::run(bytes)?;
-        T::deserialize(de::Deserializer::new(&graph))
+        decode_within(graph::ALLOWANCE, bytes)
     }
+}
+
+/// Decodes a message that may grow by so many bytes through sharing.
+fn decode_within<T: DeserializeOwned>(allowance: usize, bytes: &[u8]) -> Result<T, CodecError> {
+    let graph = machine::run(bytes, allowance)?;
+    T::deserialize(de::Deserializer::new(&graph))
 }
