@@ -14,8 +14,10 @@ use std::pin::pin;
 
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use proptest::prelude::*;
+use serde::Serialize;
 use support::{current_thread, guard, run, watchdog};
-use tokio_multiprocess::{Connection, Error};
+use tokio_multiprocess as mp;
+use tokio_multiprocess::{Connection, Error, RecvHalf};
 
 /// An end as others write to it, and a connection that receives.
 fn unix() -> (File, Connection) {
@@ -399,5 +401,73 @@ fn a_peer_that_resets_its_connection_is_no_clean_end() {
         drop(peer);
         assert_eq!(connection.recv_bytes().await.unwrap(), "last");
         assert!(connection.recv_bytes().await.unwrap_err().is_eof());
+    });
+}
+
+/// A half that receives, as it is written in a message.
+#[derive(Serialize)]
+struct Moved {
+    link: Link,
+    peer_is_family: bool,
+    max_message: usize,
+}
+
+#[derive(Serialize)]
+enum Link {
+    Packets { arrived: Vec<()>, shared: bool, ended: bool },
+    Stream { bytes: bytes::Bytes, beside: Vec<Part>, ended: bool },
+}
+
+#[derive(Serialize)]
+struct Part {
+    start: u64,
+    end: u64,
+    handles: Vec<mp::Handle<OwnedFd>>,
+    lost: bool,
+}
+
+/// Where the descriptors are said to be that came beside the bytes.
+fn moved(bytes: &'static [u8], parts: &[(u64, u64)]) -> Moved {
+    let handle = || mp::Handle::new(OwnedFd::from(tempfile::tempfile().unwrap()));
+    let part = |&(start, end)| Part { start, end, handles: vec![handle()], lost: false };
+    let beside = parts.iter().map(part).collect();
+    let link = Link::Stream { bytes: bytes.into(), beside, ended: false };
+    Moved { link, peer_is_family: true, max_message: usize::MAX }
+}
+
+#[test]
+fn what_a_stranger_says_of_an_end_that_it_sends_is_not_believed() {
+    run(60, async {
+        let (here, mut there) = unix();
+        let mut here = Connection::from_fd(here.into()).unwrap();
+        let message = b"\0\0\0\x02hi";
+        // Parts that are empty, run backwards, overlap, or end behind the bytes.
+        let wrong: [&[(u64, u64)]; 6] =
+            [&[(0, 0)], &[(5, 3)], &[(0, 4), (3, 6)], &[(0, 7)], &[(u64::MAX, u64::MAX)], &[(0, u64::MAX)]];
+        for parts in wrong {
+            let (_kept, socket) = UnixStream::pair().unwrap();
+            let socket = mp::Handle::new(OwnedFd::from(socket));
+            here.send(&(socket, moved(message, parts))).await.unwrap();
+            let error = there.recv::<RecvHalf>().await.unwrap_err();
+            assert!(matches!(error, Error::Decode(_)), "{parts:?}: {error}");
+        }
+        // A descriptor of another kind.
+        let packets = Link::Packets { arrived: vec![], shared: false, ended: false };
+        let packets = Moved { link: packets, ..moved(b"", &[]) };
+        let (_kept, socket) = UnixStream::pair().unwrap();
+        here.send(&(mp::Handle::new(OwnedFd::from(socket)), packets)).await.unwrap();
+        assert!(matches!(there.recv::<RecvHalf>().await, Err(Error::Decode(_))));
+        let (socket, _kept) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        here.send(&(mp::Handle::new(socket), moved(b"", &[]))).await.unwrap();
+        assert!(matches!(there.recv::<RecvHalf>().await, Err(Error::Decode(_))));
+        // What is right is taken; but no limit beyond the usual one.
+        let (mut peer, socket) = UnixStream::pair().unwrap();
+        here.send(&(mp::Handle::new(OwnedFd::from(socket)), moved(message, &[]))).await.unwrap();
+        let mut half: RecvHalf = there.recv().await.unwrap();
+        assert_eq!(half.recv_bytes().await.unwrap(), "hi");
+        peer.write_all(&long(1 << 31)).unwrap();
+        let error = half.recv_bytes().await.unwrap_err();
+        assert!(matches!(error, Error::TooLong { max, .. } if max == 1 << 30), "{error}");
     });
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::adaptors::{MessageSink, Messages};
 use super::auth;
@@ -340,7 +340,8 @@ impl<'de> Deserialize<'de> for Duplex {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (handle, recv, send) = Deserialize::deserialize(deserializer)?;
         let fd = arrived(handle)?;
-        Ok(Self::new(Receiving::resume(fd.clone(), recv), Sending::resume(fd, send)))
+        let recv = Receiving::resume(fd.clone(), recv).map_err(de::Error::custom)?;
+        Ok(Self::new(recv, Sending::resume(fd, send).map_err(de::Error::custom)?))
     }
 }
 

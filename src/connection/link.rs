@@ -74,7 +74,7 @@ impl<'a> Parcel<'a> {
 }
 
 /// The end of a link that receives. In a message it takes along what was read ahead.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 pub(crate) enum Reader {
     Packets(packets::Reader),
     Stream(stream::Reader),
@@ -122,12 +122,53 @@ impl Reader {
     }
 }
 
+/// A [`Reader`] as it arrives in a message. What kind it is, its descriptor has to say too.
+#[derive(Deserialize)]
+pub(crate) enum ArrivedReader {
+    Packets(packets::Reader),
+    Stream(stream::Unread),
+}
+
+impl ArrivedReader {
+    /// The reader, over the descriptor that has come with it.
+    ///
+    /// # Errors
+    /// If the descriptor is of another kind, or the two contradict each other.
+    pub(crate) fn over(self, fd: &Fd) -> Result<Reader> {
+        match (self, open(fd)?) {
+            (Self::Packets(reader), (Reader::Packets(_), _)) => Ok(Reader::Packets(reader)),
+            (Self::Stream(unread), (Reader::Stream(reader), _)) => Ok(Reader::Stream(reader.resume(unread)?)),
+            _ => Err(ANOTHER_KIND),
+        }
+    }
+}
+
 /// The end of a link that sends.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Serialize)]
 pub(crate) enum Writer {
     Packets(packets::Writer),
     Stream(stream::Writer),
 }
+
+/// A [`Writer`] as it arrives in a message.
+#[derive(Deserialize)]
+pub(crate) enum ArrivedWriter {
+    Packets(packets::Writer),
+    Stream(()),
+}
+
+impl ArrivedWriter {
+    /// As [`ArrivedReader::over`].
+    pub(crate) fn over(self, fd: &Fd) -> Result<Writer> {
+        match (self, open(fd)?) {
+            (Self::Packets(writer), (_, Writer::Packets(_))) => Ok(Writer::Packets(writer)),
+            (Self::Stream(()), (_, writer @ Writer::Stream(_))) => Ok(writer),
+            _ => Err(ANOTHER_KIND),
+        }
+    }
+}
+
+const ANOTHER_KIND: Error = Error::Malformed("a connection has come with a descriptor of another kind");
 
 impl Writer {
     /// Ready once all of it is with the kernel.

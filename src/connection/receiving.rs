@@ -7,11 +7,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::task::coop;
 
 use super::auth::{AuthError, CHALLENGE};
-use super::link::{Delivery, Reader, Wanted};
+use super::link::{ArrivedReader, Delivery, Reader, Wanted};
 use super::port::Port;
 use super::stream;
 use super::wait::Buffered;
@@ -130,24 +130,41 @@ impl Receiving {
 
     /// What the other process has to know, but for the descriptor.
     pub(super) fn state(&self) -> impl Serialize {
-        (&self.reader, self.peer.is_family(), self.max)
+        State { link: &self.reader, peer_is_family: self.peer.is_family(), max_message: self.max }
     }
 
-    pub(super) fn resume(fd: Arc<Fd>, state: ReceivingState) -> Self {
-        let ReceivingState(reader, is_family, max) = state;
-        let this = Self { max, ..Self::new(fd, reader, peer(is_family)) };
+    pub(super) fn resume(fd: Arc<Fd>, state: State<ArrivedReader>) -> Result<Self> {
+        let (peer, max) = (state.peer(), state.max_message());
+        let this = Self { max, ..Self::new(fd.clone(), state.link.over(&fd)?, peer) };
         this.buffered.set(this.holds_message());
-        this
+        Ok(this)
     }
 }
 
-#[derive(Deserialize)]
-pub(super) struct ReceivingState(Reader, bool, usize);
+/// What the other process has to know of an end, beside the descriptor. A stranger is believed nothing
+/// that could do harm.
+#[derive(Serialize, Deserialize)]
+pub(super) struct State<L> {
+    pub(super) link: L,
+    pub(super) peer_is_family: bool,
+    pub(super) max_message: usize,
+}
 
-/// Who is at the other end of what has arrived in a message. A stranger may not say that somebody is of
-/// the family.
-pub(super) fn peer(is_family: bool) -> Peer {
-    if is_family && writer().is_some_and(Peer::is_family) { Peer::AnyBuild } else { Peer::Stranger }
+impl<L> State<L> {
+    /// Who is at the other end. A stranger may not say that somebody is of the family.
+    pub(super) fn peer(&self) -> Peer {
+        if self.peer_is_family && is_from_family() { Peer::AnyBuild } else { Peer::Stranger }
+    }
+
+    /// How long a message may be. A stranger sets no limit to which it may fill this process.
+    pub(super) fn max_message(&self) -> usize {
+        if is_from_family() { self.max_message } else { self.max_message.min(MAX_MESSAGE) }
+    }
+}
+
+/// Whether a process of this family has written the message that is being decoded.
+fn is_from_family() -> bool {
+    writer().is_some_and(Peer::is_family)
 }
 
 /// A duplicate, for a message.
@@ -178,6 +195,6 @@ impl Serialize for Receiving {
 impl<'de> Deserialize<'de> for Receiving {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (handle, state) = Deserialize::deserialize(deserializer)?;
-        Ok(Self::resume(arrived(handle)?, state))
+        Self::resume(arrived(handle)?, state).map_err(de::Error::custom)
     }
 }

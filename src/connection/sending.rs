@@ -4,12 +4,12 @@ use std::future::poll_fn;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::task::coop;
 
-use super::link::{FRAME_HEAD, HEADROOM, Parcel, Writer};
+use super::link::{ArrivedWriter, FRAME_HEAD, HEADROOM, Parcel, Writer};
 use super::port::Port;
-use super::receiving::{MAX_MESSAGE, arrived, duplicate, peer};
+use super::receiving::{MAX_MESSAGE, State, arrived, duplicate};
 use super::stream;
 use crate::error::{Error, Result};
 use crate::reduction::packet::Packed;
@@ -254,19 +254,23 @@ impl Sending {
         if self.has_fed() {
             return Err(E::custom("this connection was fed messages that are not sent yet: flush it first"));
         }
-        Ok((&self.writer, self.peer.is_family(), self.max, self.hangs_up))
+        let end = State { link: &self.writer, peer_is_family: self.peer.is_family(), max_message: self.max };
+        Ok(SendingState { end, hangs_up: self.hangs_up })
     }
 
-    pub(super) fn resume(fd: Arc<Fd>, state: SendingState) -> Self {
-        let SendingState(writer, is_family, max, hangs_up) = state;
-        let mut this = Self::new(fd, writer, peer(is_family));
-        (this.max, this.hangs_up) = (max, hangs_up);
-        this
+    pub(super) fn resume(fd: Arc<Fd>, state: SendingState<ArrivedWriter>) -> Result<Self> {
+        let SendingState { end, hangs_up } = state;
+        let (peer, max) = (end.peer(), end.max_message());
+        Ok(Self { max, hangs_up, ..Self::new(fd.clone(), end.link.over(&fd)?, peer) })
     }
 }
 
-#[derive(Deserialize)]
-pub(super) struct SendingState(Writer, bool, usize, bool);
+/// What the other process has to know, but for the descriptor.
+#[derive(Serialize, Deserialize)]
+pub(super) struct SendingState<L> {
+    end: State<L>,
+    hangs_up: bool,
+}
 
 /// Empties a buffer but for the room for a header.
 fn start(buffer: &mut Vec<u8>) {
@@ -295,6 +299,6 @@ impl Serialize for Sending {
 impl<'de> Deserialize<'de> for Sending {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (handle, state) = Deserialize::deserialize(deserializer)?;
-        Ok(Self::resume(arrived(handle)?, state))
+        Self::resume(arrived(handle)?, state).map_err(de::Error::custom)
     }
 }

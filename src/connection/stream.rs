@@ -11,7 +11,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::{Buf, Bytes};
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
+use serde::{Deserialize, Serialize, Serializer, ser};
 use tokio::io::ReadBuf;
 
 use super::beside::{Beside, Taken};
@@ -433,39 +433,61 @@ impl Writer {
     }
 }
 
-/// What a reader is in a message: the kind, whether it can be read from, what was read and where that
-/// begins, and what came beside it.
-type State<'a> = (Kind, bool, std::borrow::Cow<'a, [u8]>, u64, Vec<(u64, u64, Vec<Descriptor>, bool)>, bool);
+/// What a reader has in a message, beside its descriptor.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct Unread {
+    bytes: Bytes,
+    beside: Vec<Part>,
+    ended: bool,
+}
 
-impl Serialize for Reader {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let readable = match self.fault {
-            None if self.laden.is_none() => true,
-            Some(Fault::NotOpen(_)) => false,
-            None => return Err(ser::Error::custom("a message waits here for room for its handles")),
-            Some(fault) => return Err(ser::Error::custom(Error::from(fault))),
-        };
-        let beside = self.beside.iter().map(|(part, handles, lost)| {
-            let handles = handles.iter().map(|fd| fd.try_clone().map(Descriptor::new));
-            Ok((part.start, part.end, handles.collect::<io::Result<_>>()?, lost))
-        });
-        let beside = beside.collect::<io::Result<_>>().map_err(ser::Error::custom)?;
-        let state: State<'_> = (self.kind, readable, self.unread().into(), self.position, beside, self.ended);
-        state.serialize(serializer)
+/// Descriptors, and from where to where in the unread bytes is what was read with them.
+#[derive(Serialize, Deserialize)]
+struct Part {
+    start: usize,
+    end: usize,
+    handles: Vec<Descriptor>,
+    lost: bool,
+}
+
+impl Reader {
+    /// The same as a reader that was here before, in whose place it has come.
+    ///
+    /// # Errors
+    /// If the parts of what was read contradict each other.
+    pub(crate) fn resume(mut self, unread: Unread) -> Result<Self> {
+        let mut before = 0;
+        for Part { start, end, handles, lost } in unread.beside {
+            if !(before <= start && start < end && end <= unread.bytes.len()) {
+                return Err(Error::Malformed("descriptors have come with bytes that are not there"));
+            }
+            before = end;
+            let fds = handles.into_iter().map(Descriptor::into_fd).collect::<io::Result<_>>()?;
+            self.beside.arrive(start as u64..end as u64, fds, lost);
+            self.wary = true;
+        }
+        (self.buffer, self.ended) = (unread.bytes.into(), unread.ended);
+        Ok(self)
     }
 }
 
-impl<'de> Deserialize<'de> for Reader {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (kind, readable, unread, position, beside, ended) = State::deserialize(deserializer)?;
-        let mut reader = Self::new(kind, readable);
-        (reader.buffer, reader.position, reader.ended) = (unread.into_owned(), position, ended);
-        for (start, end, handles, lost) in beside {
-            let fds = handles.into_iter().map(Descriptor::into_fd).collect::<io::Result<_>>();
-            reader.beside.arrive(start..end, fds.map_err(de::Error::custom)?, lost);
-            reader.wary = true;
+impl Serialize for Reader {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self.fault {
+            None if self.laden.is_none() => {}
+            Some(Fault::NotOpen(_)) => {}
+            None => return Err(ser::Error::custom("a message waits here for room for its handles")),
+            Some(fault) => return Err(ser::Error::custom(Error::from(fault))),
         }
-        Ok(reader)
+        let beside = self.beside.iter().map(|(part, fds, lost)| {
+            // What was read with them may begin with frames that were taken.
+            let [start, end] = [part.start, part.end].map(|at| at.saturating_sub(self.position) as usize);
+            let handles = fds.iter().map(|fd| fd.try_clone().map(Descriptor::new));
+            Ok(Part { start, end, handles: handles.collect::<io::Result<_>>()?, lost })
+        });
+        let beside = beside.collect::<io::Result<_>>().map_err(ser::Error::custom)?;
+        let bytes = Bytes::copy_from_slice(self.unread());
+        Unread { bytes, beside, ended: self.ended }.serialize(serializer)
     }
 }
 
@@ -476,18 +498,10 @@ impl Serialize for Writer {
                 "a message that was begun is not out yet: flush the connection first",
             ));
         }
-        let writable = match self.fault {
-            None => true,
-            Some(Fault::NotOpen(_)) => false,
-            Some(fault) => return Err(ser::Error::custom(Error::from(fault))),
-        };
-        (self.kind, writable).serialize(serializer)
-    }
-}
-
-impl<'de> Deserialize<'de> for Writer {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (kind, writable) = Deserialize::deserialize(deserializer)?;
-        Ok(Self::new(kind, writable))
+        match self.fault {
+            // The descriptor tells it.
+            None | Some(Fault::NotOpen(_)) => serializer.serialize_unit(),
+            Some(fault) => Err(ser::Error::custom(Error::from(fault))),
+        }
     }
 }

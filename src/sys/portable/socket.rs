@@ -85,7 +85,7 @@ pub(crate) mod stream {
     use super::super::{BorrowedFd, Fd, unsupported};
     use super::Received;
 
-    #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub(crate) enum Kind {
         Packets,
         Unix,

@@ -20,7 +20,7 @@ use super::{CONTROL_LEN, Control, MAX_FDS, Received, take_fds};
 const PIECE: usize = 4096;
 
 /// How a descriptor carries messages.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
     /// A Unix socket of packets.
     Packets,
