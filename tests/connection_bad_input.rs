@@ -12,6 +12,8 @@ use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::pin::pin;
 
+use futures::StreamExt;
+use futures::stream::FusedStream;
 use nix::sys::socket::{AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, sendmsg, socketpair};
 use proptest::prelude::*;
 use serde::Serialize;
@@ -469,5 +471,27 @@ fn what_a_stranger_says_of_an_end_that_it_sends_is_not_believed() {
         peer.write_all(&long(1 << 31)).unwrap();
         let error = half.recv_bytes().await.unwrap_err();
         assert!(matches!(error, Error::TooLong { max, .. } if max == 1 << 30), "{error}");
+    });
+}
+
+#[test]
+fn a_stream_of_messages_ends_with_the_first_error_that_is_for_good() {
+    run(60, async {
+        for (name, pair) in PAIRS {
+            for bad in [&b"\xffGET / HTTP"[..], &b"\0\0\0\x05cut"[..]] {
+                let (mut peer, connection) = pair();
+                // The second is no number, and the third is there all the same.
+                peer.write_all(b"\0\0\0\x01\x01\0\0\0\x01\xc0\0\0\0\x01\x02").unwrap();
+                peer.write_all(bad).unwrap();
+                drop(peer);
+                let mut messages = connection.into_stream::<u8>();
+                assert_eq!(messages.next().await.unwrap().unwrap(), 1, "{name}");
+                assert!(matches!(messages.next().await, Some(Err(Error::Decode(_)))), "{name}");
+                assert_eq!(messages.next().await.unwrap().unwrap(), 2, "{name}");
+                let error = messages.next().await.unwrap().unwrap_err();
+                assert!(matches!(error, Error::Malformed(_)) || is_cut(&error), "{name}: {error}");
+                assert!(messages.is_terminated() && messages.next().await.is_none(), "{name}");
+            }
+        }
     });
 }

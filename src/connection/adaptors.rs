@@ -63,9 +63,9 @@ impl<S: Sends> Sends for &mut S {
 
 /// The messages that arrive over a connection: see [`RecvHalf::stream`].
 ///
-/// It ends with the peer. An error is an item, after which the next message may come; after one of the
-/// connection itself (an [`Error::Io`], [`Error::Closed`]) the stream goes on as `recv` would.
-/// Dropping it loses nothing.
+/// It ends with the peer. An error is an item, after which the next message may come: of one that is no
+/// `T`, or was lost. After an error that is for good the stream ends too: when the connection is closed,
+/// and when its bytes are not, or no longer, messages. Dropping it loses nothing.
 #[derive(Debug)]
 #[must_use = "streams do nothing unless they are polled"]
 pub struct Messages<R, T> {
@@ -96,12 +96,16 @@ where
         if self.ended {
             return Poll::Ready(None);
         }
-        let item = match self.from.receiving() {
-            Ok(receiving) => ready!(receiving.poll_recv::<R::Codec, T>(cx)),
-            Err(closed) => Err(closed),
+        let (item, failed) = match self.from.receiving() {
+            Ok(receiving) => {
+                let item = ready!(receiving.poll_recv::<R::Codec, T>(cx));
+                (item, receiving.has_failed())
+            }
+            Err(closed) => (Err(closed), true),
         };
-        self.ended = matches!(item, Err(Error::Eof | Error::Closed(_)));
-        Poll::Ready(if matches!(item, Err(Error::Eof)) { None } else { Some(item) })
+        let end = matches!(item, Err(Error::Eof));
+        self.ended = end || failed;
+        Poll::Ready(if end { None } else { Some(item) })
     }
 }
 

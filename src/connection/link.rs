@@ -102,6 +102,15 @@ impl Reader {
         }
     }
 
+    /// Whether nothing can be received any more, after an error.
+    pub(crate) fn has_failed(&self) -> bool {
+        match self {
+            // The next packet is whole, whatever became of one.
+            Self::Packets(_) => false,
+            Self::Stream(stream) => stream.has_failed(),
+        }
+    }
+
     /// Another reader of the same descriptor. From now on neither reads ahead, and each message goes to
     /// one of them.
     ///

@@ -99,6 +99,11 @@ impl Receiving {
         self.reader.holds_message()
     }
 
+    /// Whether each later call gives the same error.
+    pub(super) fn has_failed(&self) -> bool {
+        self.reader.has_failed()
+    }
+
     /// By what one sees that something can be received, for who waits without holding on to this.
     pub(super) fn readiness(&self) -> (Arc<Fd>, Arc<Buffered>) {
         (self.port.fd().clone(), self.buffered.clone())

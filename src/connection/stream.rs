@@ -86,6 +86,10 @@ impl Reader {
         self.ended || self.laden.is_some() || !matches!(self.look(), Ok(Found::Missing(_)))
     }
 
+    pub(crate) fn has_failed(&self) -> bool {
+        self.fault.is_some()
+    }
+
     pub(crate) fn poll_next(
         &mut self,
         port: &mut Port,
