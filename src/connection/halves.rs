@@ -276,8 +276,9 @@ impl<C: Codec> SendHalf<C> {
     /// If the future is dropped before it is ready, the message was not sent. Over a stream of bytes that
     /// is so until its first byte is out; from then on all of it goes out, also if this end is dropped: a
     /// thread writes the rest, for as long as the peer takes to read it, but at a regular exit of this
-    /// process for no more than a second. What of
-    /// [`send_bytes`](Self::send_bytes)'s argument is left is copied for that.
+    /// process for no more than a second. If this end is dropped or closed and the peer has read nothing
+    /// for 30 s (to a minute), the rest is given up: the peer then sees the end in the middle of a message.
+    /// Of [`send_bytes`](Self::send_bytes)'s argument, what is left is copied for that, once.
     pub async fn send<T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
         self.inner.get_mut()?.send::<C, T>(value).await
     }

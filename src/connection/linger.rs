@@ -3,11 +3,14 @@
 //! A message whose first byte is in a byte stream has to go out whole: the peer waits for the rest of it,
 //! and takes whatever comes next for that. So when a send is given up in the middle, a thread that
 //! needs no runtime writes the rest. It begins with the first such message and ends soon after the last.
+//!
+//! While the connection is there, a peer may take as long as it likes. Once it is gone, nobody is left to
+//! give up a peer that reads no more, so the thread does: see [`GIVE_UP`].
 
 use std::io;
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::frames::Fault;
 use crate::sys::per_process::PerProcess;
@@ -21,6 +24,9 @@ pub(super) const CHUNK: usize = 256 << 10;
 const IDLE: Duration = Duration::from_millis(100);
 /// How long to wait for memory in the kernel, which nobody tells of.
 const SHORTAGE: Duration = Duration::from_millis(1);
+/// For how long a peer may take nothing of a rest whose connection is gone. Then its descriptor is closed,
+/// so that the peer sees the end in the middle of a message. It is looked for at least as often.
+pub(super) const GIVE_UP: Duration = Duration::from_secs(30);
 /// How long a process that ends waits for peers to take what was begun.
 const AT_EXIT: Duration = Duration::from_secs(1);
 
@@ -103,14 +109,31 @@ pub(super) struct Rest {
     pub(super) ticket: Arc<Ticket>,
     /// How much of it is out.
     pub(super) at: usize,
+    /// Since when the peer has taken nothing of it.
+    pub(super) since: Instant,
 }
 
 impl Rest {
-    /// Writes what there is room for; `None` while something is left.
-    fn write(&mut self) -> Option<io::Result<()>> {
+    /// Writes what there is room for; `None` while something is left and may go out.
+    fn go_on(&mut self, has_room: bool, now: Instant) -> Option<io::Result<()>> {
+        match has_room.then(|| self.write(now)).flatten() {
+            None if self.is_abandoned() && now.duration_since(self.since) >= GIVE_UP => {
+                tracing::warn!(left = self.bytes.len() - self.at, "a peer takes no more: its message is cut");
+                Some(Err(io::ErrorKind::TimedOut.into()))
+            }
+            end => end,
+        }
+    }
+
+    /// Whether the connection is gone that it was sent over.
+    fn is_abandoned(&self) -> bool {
+        Arc::strong_count(&self.ticket) == 1
+    }
+
+    fn write(&mut self, now: Instant) -> Option<io::Result<()>> {
         let left = &self.bytes[self.at..];
         match stream::write(self.fd.as_fd(), self.kind, [&left[..left.len().min(CHUNK)], &[]], &[]) {
-            Ok(count) => self.at += count,
+            Ok(count) => (self.at, self.since) = (self.at + count, now),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
             Err(error) if socket::is_full(&error) => std::thread::sleep(SHORTAGE),
             Err(error) => return Some(Err(error)),
@@ -177,11 +200,12 @@ fn run(bell: &Fd) {
         drop(shared);
         idle = rests.is_empty();
         let fds: Vec<_> = rests.iter().map(|rest| rest.fd.as_fd()).collect();
-        let looks = stream::wait_writable(&fds, bell.as_fd(), idle.then_some(IDLE));
+        let looks = stream::wait_writable(&fds, bell.as_fd(), Some(if idle { IDLE } else { GIVE_UP }));
         let mut looks = looks.into_iter();
+        let now = Instant::now();
         let mut ended = 0;
         rests.retain_mut(|rest| {
-            let end = if looks.next() == Some(true) { rest.write() } else { None };
+            let end = rest.go_on(looks.next() == Some(true), now);
             if let Some(result) = &end {
                 ended += 1;
                 rest.ticket.finish(&rest.fd, result);
@@ -208,6 +232,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use super::*;
+    use crate::sys::socket::stream::read;
 
     #[test]
     fn the_end_is_told_also_when_the_rest_could_not_be_written() {
@@ -221,5 +246,44 @@ mod tests {
             assert_eq!(there.read(&mut [0]).unwrap(), 0);
             assert!(!ticket.hang_up(), "from now on the half itself has to tell it");
         }
+    }
+
+    /// The rest of a message that is more than there is room for, what its sender has of it, and the peer.
+    fn rest() -> (Rest, Arc<Ticket>, Fd) {
+        let (fd, peer) = UnixStream::pair().unwrap();
+        let (fd, ticket) = (Arc::new(fd.into()), Arc::<Ticket>::default());
+        let (bytes, since) = (vec![7; 1 << 20], Instant::now());
+        (Rest { fd, kind: Kind::Unix, bytes, ticket: ticket.clone(), at: 0, since }, ticket, peer.into())
+    }
+
+    /// Writes until there is no room.
+    fn fill(rest: &mut Rest, now: Instant) {
+        let mut before = None;
+        while before.replace(rest.at) != Some(rest.at) {
+            assert!(rest.go_on(true, now).is_none());
+        }
+    }
+
+    fn read_all(peer: &Fd) {
+        while read(peer.as_fd(), Kind::Unix, &mut Vec::new(), CHUNK, None).is_ok() {}
+    }
+
+    #[test]
+    fn a_peer_that_takes_nothing_is_given_up_once_the_connection_is_gone() {
+        let (mut rest, ticket, peer) = rest();
+        let mut now = rest.since;
+        fill(&mut rest, now);
+        // Its sender may have more patience.
+        now += 10 * GIVE_UP;
+        assert!(rest.go_on(false, now).is_none() && rest.go_on(true, now).is_none());
+        drop(ticket);
+        // Room that comes just in time is used, and the time begins anew.
+        read_all(&peer);
+        fill(&mut rest, now);
+        now += GIVE_UP - Duration::from_millis(1);
+        assert!(rest.go_on(false, now).is_none());
+        now += Duration::from_millis(1);
+        let error = rest.go_on(true, now).unwrap().unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
     }
 }

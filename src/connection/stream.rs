@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::io;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize, Serializer, ser};
@@ -303,7 +303,8 @@ impl Drop for Begun<'_> {
         if !self.is_out() {
             let bytes = self.left().concat();
             let Self { fd, kind, ticket, .. } = self;
-            linger::give(Rest { fd: fd.clone(), kind: *kind, bytes, at: 0, ticket: ticket.clone() });
+            let (fd, ticket) = (fd.clone(), ticket.clone());
+            linger::give(Rest { fd, kind: *kind, bytes, at: 0, ticket, since: Instant::now() });
         }
     }
 }
