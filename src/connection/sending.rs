@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::task::coop;
 
-use super::link::{ArrivedWriter, FRAME_HEAD, HEADROOM, Parcel, Writer};
+use super::link::{ArrivedWriter, HEADROOM, Parcel, Writer};
 use super::port::Port;
 use super::receiving::{MAX_MESSAGE, State, arrived, duplicate};
 use super::stream;
@@ -50,12 +50,6 @@ struct Alone {
     handles: Attachments,
     departures: Option<Departures>,
     packed: Option<Packed>,
-}
-
-/// How a message goes that was fed.
-enum Fed {
-    Together,
-    Alone,
 }
 
 impl Sending {
@@ -122,32 +116,22 @@ impl Sending {
 
     /// Takes a message, to send it together with others.
     pub(super) fn feed<C: Codec, T: Serialize + ?Sized>(&mut self, value: &T) -> Result<()> {
-        if self.batch.is_empty() {
-            start(&mut self.batch);
-        }
-        let head = self.batch.len();
-        self.batch.extend_from_slice(&[0; FRAME_HEAD]);
-        let fed = self.feed_after::<C, T>(head, value);
-        if !matches!(fed, Ok(Fed::Together)) {
-            self.batch.truncate(head);
-        }
-        fed.map(drop)
-    }
-
-    /// Encodes a message after the `head` of its frame, and says whether it stays there.
-    fn feed_after<C: Codec, T: Serialize + ?Sized>(&mut self, head: usize, value: &T) -> Result<Fed> {
-        let start = head + FRAME_HEAD;
-        let encoded = encode_uncommitted::<C, T>(value, &mut self.batch, self.peer);
+        start(&mut self.scratch);
+        let encoded = encode_uncommitted::<C, T>(value, &mut self.scratch, self.peer);
         let (handles, departures) = encoded.map_err(Error::Encode)?;
-        let len = self.batch.len() - start;
+        let len = self.scratch.len() - HEADROOM;
         check(len, self.max)?;
         if handles.is_empty() && len <= BATCH {
-            self.batch[head..start].copy_from_slice(&(len as u32).to_be_bytes());
-            return Ok(Fed::Together);
+            if self.batch.is_empty() {
+                start(&mut self.batch);
+            }
+            self.batch.extend_from_slice(&(len as u32).to_be_bytes());
+            self.batch.extend_from_slice(&self.scratch[HEADROOM..]);
+        } else {
+            let front = std::mem::take(&mut self.scratch);
+            self.alone = Some(Alone { front, handles, departures: Some(departures), packed: None });
         }
-        let front = [&[0; HEADROOM], &self.batch[start..]].concat();
-        self.alone = Some(Alone { front, handles, departures: Some(departures), packed: None });
-        Ok(Fed::Alone)
+        Ok(())
     }
 
     /// Sends what was fed. What there is no room for yet, in the link or for its descriptors, stays for
@@ -300,5 +284,28 @@ impl<'de> Deserialize<'de> for Sending {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let (handle, state) = Deserialize::deserialize(deserializer)?;
         Self::resume(arrived(handle)?, state).map_err(de::Error::custom)
+    }
+}
+
+#[cfg(all(test, multiprocess))]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::connection::link;
+    use crate::reduction::MessagePack;
+
+    #[test]
+    fn a_large_message_that_is_fed_is_not_copied() {
+        let (socket, _peer) = std::os::unix::net::UnixStream::pair().unwrap();
+        let fd = Fd::from(socket);
+        let (_, writer) = link::open(&fd).unwrap();
+        let mut sending = Sending::new(Arc::new(fd), writer, Peer::Stranger);
+        sending.feed::<MessagePack, _>("small").unwrap();
+        let large = Bytes::from(vec![7; 2 * BATCH]);
+        sending.scratch.reserve(2 * large.len());
+        let encoded_at = sending.scratch.as_ptr();
+        sending.feed::<MessagePack, _>(&large).unwrap();
+        assert_eq!(sending.alone.as_ref().unwrap().front.as_ptr(), encoded_at);
     }
 }

@@ -296,15 +296,22 @@ impl Begun<'_> {
     fn is_out(&self) -> bool {
         self.at == self.front.len() + self.rest.len()
     }
+
+    /// What is left, for who needs no borrowed bytes. Its own ones are not copied, however many they are.
+    fn leave(&mut self) -> Rest {
+        let (bytes, at) = match self.rest {
+            [] => (std::mem::take(&mut self.front), self.at),
+            _ => (self.left().concat(), 0),
+        };
+        let (fd, ticket) = (self.fd.clone(), self.ticket.clone());
+        Rest { fd, kind: self.kind, bytes, at, ticket, since: Instant::now() }
+    }
 }
 
 impl Drop for Begun<'_> {
     fn drop(&mut self) {
         if !self.is_out() {
-            let bytes = self.left().concat();
-            let Self { fd, kind, ticket, .. } = self;
-            let (fd, ticket) = (fd.clone(), ticket.clone());
-            linger::give(Rest { fd, kind: *kind, bytes, at: 0, ticket, since: Instant::now() });
+            linger::give(self.leave());
         }
     }
 }
@@ -508,5 +515,33 @@ impl Serialize for Writer {
             None | Some(Fault::NotOpen(_)) => serializer.serialize_unit(),
             Some(fault) => Err(ser::Error::custom(Error::from(fault))),
         }
+    }
+}
+
+#[cfg(all(test, multiprocess))]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn what_a_send_leaves_is_copied_only_if_it_is_borrowed() {
+        let (socket, _peer) = UnixStream::pair().unwrap();
+        let fd = Arc::new(Fd::from(socket));
+        let begun = |rest, at| {
+            let front = b"headerfront".to_vec();
+            Begun { fd: fd.clone(), kind: Kind::Unix, front, rest, at, ticket: Arc::default() }
+        };
+        let mut own = begun(&[], 8);
+        let place = own.front.as_ptr();
+        let left = own.leave();
+        assert_eq!((left.bytes.as_ptr(), &left.bytes[left.at..]), (place, &b"ont"[..]));
+        for (at, expected) in [(8, &b"ontrest"[..]), (11, b"rest"), (13, b"st")] {
+            let mut begun = begun(b"rest", at);
+            let left = begun.leave();
+            assert_eq!(&left.bytes[left.at..], expected);
+            begun.at = begun.front.len() + begun.rest.len();
+        }
+        own.at = own.front.len();
     }
 }
