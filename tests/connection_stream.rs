@@ -13,7 +13,7 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
-use futures::{SinkExt, StreamExt};
+use futures::{FutureExt, SinkExt, StreamExt};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
@@ -740,6 +740,23 @@ fn a_connection_is_used_from_one_runtime_after_the_other() {
                 sent.unwrap();
                 assert_eq!(received, "over each of them");
             });
+        }
+    }
+}
+
+#[test]
+fn what_is_there_is_received_without_a_runtime() {
+    let _guard = guard(60);
+    for (name, pair) in PAIRS {
+        let (sends, receives) = pair();
+        let mut raw = std::fs::File::from(sends);
+        let mut there = connection(receives);
+        for i in 0..3 {
+            raw.write_all(&frame(&message(10, i))).unwrap();
+            // It is there for certain.
+            while !there.poll().unwrap() {}
+            let received = there.recv_bytes().now_or_never().expect("no wait");
+            assert!(received.unwrap() == message(10, i), "{name}");
         }
     }
 }

@@ -80,7 +80,6 @@ impl Reader {
         if let Some(next) = self.take(max)? {
             return Poll::Ready(Ok(next));
         }
-        port.expect_readable();
         loop {
             // Before each attempt, so that none is made of which it is known that it is in vain.
             ready!(port.poll_readable(cx))?;

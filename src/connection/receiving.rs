@@ -45,6 +45,9 @@ impl Receiving {
     fn poll_next(&mut self, wanted: Wanted, cx: &mut Context<'_>) -> Poll<Result<Delivery>> {
         let coop = ready!(coop::poll_proceed(cx));
         let wanted = Wanted { max: wanted.max.min(self.max), ..wanted };
+        if !self.buffered.is_set() {
+            self.port.expect_readable();
+        }
         let next = ready!(self.reader.poll_next(&mut self.port, wanted, cx));
         coop.made_progress();
         self.buffered.set(self.reader.holds_message());
