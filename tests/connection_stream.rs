@@ -172,6 +172,32 @@ fn what_was_read_ahead_is_known_of() {
     });
 }
 
+#[test]
+fn half_a_message_is_none_whatever_was_allowed_before() {
+    run(60, async {
+        for (name, pair) in PAIRS {
+            let (sends, receives) = pair();
+            let mut raw = std::fs::File::from(sends);
+            let mut there = connection(receives);
+            let second = frame(&message(300, 2));
+            raw.write_all(&[frame(b"zero"), frame(b"one"), second[..100].to_vec()].concat()).unwrap();
+            assert_eq!(there.recv_bytes().await.unwrap(), "zero");
+            // As in a handshake, which allows for less.
+            assert_eq!(mp::connection::auth::Link::recv_bytes(&mut there, 256).await.unwrap(), "one");
+            assert!(!there.poll().unwrap(), "{name}");
+            assert!(mp::wait_timeout(&[&there], Duration::ZERO).await.unwrap().is_empty(), "{name}");
+            // Of which it is known that it is too long, that can be told at once.
+            there.set_max_message(299);
+            assert!(there.poll().unwrap(), "{name}");
+            assert_eq!(mp::wait_timeout(&[&there], Duration::ZERO).await.unwrap(), [0], "{name}");
+            there.set_max_message(300);
+            raw.write_all(&second[100..]).unwrap();
+            there.readable().await.unwrap();
+            assert!(there.recv_bytes().await.unwrap() == message(300, 2), "{name}");
+        }
+    });
+}
+
 // conformance: TestInvalidHandle.test_invalid_handles
 #[test]
 fn numbers_of_nothing_are_errors() {

@@ -73,6 +73,9 @@ impl<C> RecvHalf<C> {
 
     /// Whether a call to receive would be ready at once: with a message, an error, or the end. It looks
     /// and takes nothing, and needs no runtime. Of a shared end, another process may be faster.
+    ///
+    /// Over a stream of bytes, the first bytes of a message count as one while nobody has read them, as they
+    /// do in CPython: to receive it may still mean to wait for the others.
     pub fn poll(&self) -> Result<bool> {
         self.inner.with(|inner| inner.poll())?
     }

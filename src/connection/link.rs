@@ -94,11 +94,11 @@ impl Reader {
         }
     }
 
-    /// Whether the next message, or an error, is known without looking at the descriptor.
-    pub(crate) fn holds_message(&self) -> bool {
+    /// Whether the next message up to this maximum, or an error, is known without looking at the descriptor.
+    pub(crate) fn holds_message(&self, max: usize) -> bool {
         match self {
             Self::Packets(packets) => packets.holds_message(),
-            Self::Stream(stream) => stream.holds_message(),
+            Self::Stream(stream) => stream.holds_message(max),
         }
     }
 

@@ -50,7 +50,7 @@ impl Receiving {
         }
         let next = ready!(self.reader.poll_next(&mut self.port, wanted, cx));
         coop.made_progress();
-        self.buffered.set(self.reader.holds_message());
+        self.buffered.set(self.holds_message());
         Poll::Ready(next.and_then(|next| next.ok_or(Error::Eof)))
     }
 
@@ -99,7 +99,8 @@ impl Receiving {
     }
 
     pub(super) fn holds_message(&self) -> bool {
-        self.reader.holds_message()
+        // Not by what the last call allowed: that of a handshake is far less.
+        self.reader.holds_message(self.max)
     }
 
     /// Whether each later call gives the same error.
@@ -114,6 +115,7 @@ impl Receiving {
 
     pub(super) fn set_max_message(&mut self, max: usize) {
         self.max = max;
+        self.buffered.set(self.holds_message());
     }
 
     /// The parts of an end of a byte stream, and the maximum of a message.

@@ -53,8 +53,6 @@ pub(crate) struct Reader {
     laden: Option<(Bytes, Opened)>,
     ended: bool,
     fault: Option<Fault>,
-    /// What the last call allowed.
-    max: usize,
 }
 
 /// What was found out about the next frame.
@@ -77,13 +75,12 @@ impl Reader {
             laden: None,
             ended: false,
             fault: (!open).then_some(Fault::NotOpen("the descriptor is not open for reading")),
-            max: usize::MAX,
         }
     }
 
-    /// Whether the next message, the end or a fault is known.
-    pub(crate) fn holds_message(&self) -> bool {
-        self.ended || self.laden.is_some() || !matches!(self.look(), Ok(Found::Missing(_)))
+    /// Whether the next message, the end or a fault is known to who takes messages up to this maximum.
+    pub(crate) fn holds_message(&self, max: usize) -> bool {
+        self.ended || self.laden.is_some() || !matches!(self.look(max), Ok(Found::Missing(_)))
     }
 
     pub(crate) fn has_failed(&self) -> bool {
@@ -96,13 +93,12 @@ impl Reader {
         wanted: Wanted,
         cx: &mut Context<'_>,
     ) -> Poll<Result<Option<Delivery>>> {
-        self.max = wanted.max;
         if let Some((body, opened)) = self.laden.take() {
             return Poll::Ready(self.unload(body, opened).map(Some));
         }
         let mut read = 0;
         loop {
-            let missing = match self.look() {
+            let missing = match self.look(wanted.max) {
                 Ok(Found::Whole(header, size)) => return Poll::Ready(self.take(header, size).map(Some)),
                 Ok(Found::Missing(_)) if self.ended => return Poll::Ready(Ok(None)),
                 Ok(Found::Missing(missing)) => missing,
@@ -136,12 +132,12 @@ impl Reader {
         &self.buffer[self.at..]
     }
 
-    fn look(&self) -> Result<Found, Fault> {
+    fn look(&self, max: usize) -> Result<Found, Fault> {
         if let Some(fault) = self.fault {
             return Err(fault);
         }
         let unread = self.unread();
-        let missing = match Header::read(unread, self.max)? {
+        let missing = match Header::read(unread, max)? {
             None => {
                 self.beside.check_begun(self.position)?;
                 Header::missing(unread.len())
