@@ -618,6 +618,31 @@ fn handles_that_do_not_fit_wait_until_they_do() {
 }
 
 #[test]
+fn a_message_that_was_begun_needs_no_more_descriptors() {
+    run(60, async {
+        let (other, _kept) = unix();
+        let mut other = connection(other);
+        // Whoever writes rests is there.
+        begin(other.send_bytes(&message(LARGE, 0))).await;
+        let (sends, receives) = unix();
+        let mut here = connection(sends);
+        // The runtime knows of one direction; for the other it takes another number.
+        begin(here.recv_bytes()).await;
+        let large = message(LARGE, 1);
+        let mut send = Box::pin(here.send_bytes(&large));
+        let limited = limited(0);
+        assert!(futures::poll!(send.as_mut()).is_pending(), "it is left to somebody else");
+        drop(limited);
+        let reader = expect(receives, 1);
+        send.as_mut().await.unwrap();
+        drop(send);
+        here.send_bytes(&message(0, 0)).await.unwrap();
+        drop(here);
+        reader.join().unwrap();
+    });
+}
+
+#[test]
 fn the_first_handles_that_do_not_fit_are_the_loss_of_their_message_alone() {
     run(60, async {
         let (here, there) = unix();

@@ -270,7 +270,9 @@ impl<C: Codec> SendHalf<C> {
     /// [`Error::Encode`](crate::Error::Encode) if the value cannot be written,
     /// [`Error::TooLong`](crate::Error::TooLong) if it is over the maximum, a broken pipe (see
     /// [`Error::is_eof`](crate::Error::is_eof)) if nobody is there to receive it. Nothing was sent then,
-    /// and what would have moved is still here.
+    /// and what would have moved is still here. Over a stream of bytes, though, the error may come when
+    /// the message was begun, such as when the peer leaves in the middle of it: each later call fails too
+    /// then.
     ///
     /// # Panics
     /// If it has to wait outside of a runtime with I/O.

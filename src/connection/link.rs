@@ -67,6 +67,11 @@ impl<'a> Parcel<'a> {
         }
     }
 
+    /// Whether it was begun and left to somebody else, who sends the rest.
+    pub(crate) fn is_left(&self) -> bool {
+        self.begun.is_none() && self.front.is_empty()
+    }
+
     /// How long the body is.
     pub(crate) fn len(&self) -> usize {
         self.front.len() - HEADROOM + self.rest.len()

@@ -267,7 +267,9 @@ pub(crate) struct Writer {
     /// Of a message that was begun and, for all that is known, is not out.
     begun: Option<Arc<Ticket>>,
     fault: Option<Fault>,
-    /// When to try again, if there was a shortage.
+    /// The kernel had no memory, which nobody tells the end of.
+    shortage: bool,
+    /// When to try again after that.
     retry: Option<Port>,
 }
 
@@ -321,7 +323,7 @@ fn chunk([front, rest]: [&[u8]; 2]) -> [&[u8]; 2] {
 impl Writer {
     pub(crate) fn new(kind: Kind, open: bool) -> Self {
         let fault = (!open).then_some(Fault::NotOpen("the descriptor is not open for writing"));
-        Self { kind, begun: None, fault, retry: None }
+        Self { kind, begun: None, fault, shortage: false, retry: None }
     }
 
     pub(crate) fn poll_send(
@@ -332,6 +334,9 @@ impl Writer {
     ) -> Poll<Result<()>> {
         if parcel.begun.is_none() {
             ready!(self.poll_flush(cx))?;
+            if parcel.is_left() {
+                return Poll::Ready(Ok(()));
+            }
         }
         let mut written = 0;
         loop {
@@ -340,11 +345,14 @@ impl Writer {
                 cx.waker().wake_by_ref();
                 return Poll::Pending;
             }
-            if let Some(retry) = &mut self.retry {
-                ready!(retry.poll_readable(cx))?;
-                self.retry = None;
+            if let Err(error) = ready!(self.poll_room(port, cx)) {
+                // A message that was begun goes out all the same, so it is not said to have failed.
+                return if parcel.begun.take().is_some() {
+                    self.poll_flush(cx)
+                } else {
+                    Poll::Ready(Err(error.into()))
+                };
             }
-            ready!(port.poll_writable(cx))?;
             let result = match &mut parcel.begun {
                 None => self.begin(port, parcel),
                 Some(begun) => stream::write(port.as_fd(), self.kind, chunk(begun.left()), &[])
@@ -357,7 +365,7 @@ impl Writer {
                 }
                 Ok(count) => written += count,
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => port.clear_writable(),
-                Err(error) if socket::is_full(&error) => self.retry = Some(Port::after(SHORTAGE)?),
+                Err(error) if socket::is_full(&error) => self.shortage = true,
                 Err(error) => {
                     if let Some(begun) = &mut parcel.begun {
                         // The rest has nowhere to go.
@@ -368,6 +376,21 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Ready when an attempt to write may succeed.
+    ///
+    /// # Errors
+    /// When there is nothing left to wait with.
+    fn poll_room(&mut self, port: &mut Port, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if std::mem::take(&mut self.shortage) {
+            self.retry = Some(Port::after(SHORTAGE)?);
+        }
+        if let Some(retry) = &mut self.retry {
+            ready!(retry.poll_readable(cx))?;
+            self.retry = None;
+        }
+        port.poll_writable(cx)
     }
 
     /// Writes bytes as they are, once nothing of an earlier message is left, and says how many.
