@@ -688,9 +688,32 @@ fn framed_goes_on_where_the_connection_was() {
             drop(raw);
             assert!(framed.next().await.unwrap().is_err(), "{name}: the end came inside of a message");
         }
-        let (here, _there) = mp::pipe().unwrap();
-        let error = here.into_framed().unwrap_err();
-        assert!(matches!(error, Error::InvalidArgument(_)), "{error}");
+    });
+}
+
+#[test]
+fn what_cannot_be_framed_comes_back() {
+    run(60, async {
+        let (here, mut there) = mp::pipe().unwrap();
+        let mut refused = here.into_framed().unwrap_err();
+        assert!(matches!(refused.error, Error::InvalidArgument(_)), "{refused}");
+        refused.connection.send(&1).await.unwrap();
+        assert_eq!(there.recv::<i32>().await.unwrap(), 1);
+
+        let (here, there) = unix();
+        let (mut here, mut there) = (connection(here), connection(there));
+        here.sink().feed(2).await.unwrap();
+        let mut refused = here.into_framed().unwrap_err();
+        assert!(refused.to_string().contains("flush"), "{refused}");
+        refused.connection.flush().await.unwrap();
+        assert_eq!(there.recv::<i32>().await.unwrap(), 2);
+        let mut framed = refused.connection.into_framed().unwrap();
+        // As the codec writes a small number.
+        framed.send(b"\x03"[..].into()).await.unwrap();
+        assert_eq!(there.recv::<i32>().await.unwrap(), 3);
+
+        there.close();
+        assert!(matches!(there.into_framed().unwrap_err().into(), Error::Closed(_)));
     });
 }
 

@@ -55,8 +55,8 @@ pub struct Connection<C = MessagePack> {
 /// Both directions over one descriptor.
 #[derive(Debug)]
 pub(super) struct Duplex {
-    recv: Receiving,
-    send: Sending,
+    pub(super) recv: Receiving,
+    pub(super) send: Sending,
 }
 
 impl Duplex {
@@ -85,11 +85,6 @@ impl<C> Connection<C> {
 
     pub(super) fn of(duplex: impl Into<Option<Duplex>>) -> Self {
         Self { inner: Movable::new(duplex), codec: PhantomData }
-    }
-
-    pub(super) fn into_parts(mut self) -> Result<(Receiving, Sending)> {
-        let Duplex { recv, send } = self.inner.take()?;
-        Ok((recv, send))
     }
 
     fn recv_half(&mut self) -> Result<&mut Receiving> {

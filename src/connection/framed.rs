@@ -1,18 +1,19 @@
 //! A connection as a stream of bytes again, for `tokio_util::codec::Framed`.
 
-use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
+use std::{fmt, io};
 
 use bytes::BytesMut;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::codec::{Framed, FramedParts};
 
 use super::FrameCodec;
-use super::connection::{Connection, into_io};
+use super::connection::{Connection, Duplex, into_io};
 use super::port::Port;
 use super::stream::{Writer, read_bytes};
-use crate::error::Result;
+use crate::error::{Error, Result};
+use crate::reduction::MessagePack;
 use crate::sys::AsFd;
 use crate::sys::socket::shut_down;
 use crate::sys::socket::stream::Kind;
@@ -56,16 +57,60 @@ impl<C> Connection<C> {
     ///
     /// # Errors
     /// For a connection of packets, as [`pipe`](crate::pipe) makes it: there is no stream of bytes.
-    /// For one that is closed, has failed in receiving, or was fed messages that are not sent.
-    pub fn into_framed(self) -> Result<Framed<ByteStream, FrameCodec>> {
-        let (recv, send) = self.into_parts()?;
-        let (reads, reader, max) = recv.into_stream()?;
-        let (writes, writer) = send.into_stream()?;
-        let (kind, unread) = reader.into_unread()?;
-        let stream = ByteStream { kind, reads, writes, writer };
-        let mut parts = FramedParts::new::<bytes::Bytes>(stream, FrameCodec::new().max_message(max));
-        parts.read_buf = BytesMut::from(&unread[..]);
-        Ok(Framed::from_parts(parts))
+    /// For one that is closed, has failed in receiving, or was fed messages that are not sent. The
+    /// connection is in the error, as it was.
+    #[allow(clippy::result_large_err, reason = "the connection comes back, without an allocation")]
+    pub fn into_framed(mut self) -> Result<Framed<ByteStream, FrameCodec>, IntoFramedError<C>> {
+        match self.inner.get_mut().and_then(framed) {
+            Ok(framed) => Ok(framed),
+            Err(error) => Err(IntoFramedError { connection: self, error }),
+        }
+    }
+}
+
+/// Takes what it needs, once all of it is there.
+fn framed(duplex: &mut Duplex) -> Result<Framed<ByteStream, FrameCodec>> {
+    let (fd, max) = (duplex.fd().clone(), duplex.recv.max_message());
+    let (reader, writer) = (duplex.recv.stream()?, duplex.send.stream()?);
+    let (kind, unread) = reader.take_unread()?;
+    let stream =
+        ByteStream { kind, reads: Port::new(fd.clone()), writes: Port::new(fd), writer: writer.take() };
+    let mut parts = FramedParts::new::<bytes::Bytes>(stream, FrameCodec::new().max_message(max));
+    parts.read_buf = BytesMut::from(&unread[..]);
+    Ok(Framed::from_parts(parts))
+}
+
+/// Why a connection is no stream of bytes, and the connection: see [`Connection::into_framed`].
+pub struct IntoFramedError<C = MessagePack> {
+    /// As it was.
+    pub connection: Connection<C>,
+    /// What stands in the way.
+    pub error: Error,
+}
+
+impl<C> fmt::Debug for IntoFramedError<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { connection, error } = self;
+        f.debug_struct("IntoFramedError").field("connection", connection).field("error", error).finish()
+    }
+}
+
+impl<C> fmt::Display for IntoFramedError<C> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.error.fmt(f)
+    }
+}
+
+impl<C> std::error::Error for IntoFramedError<C> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.error.source()
+    }
+}
+
+/// For who has no more use for the connection.
+impl<C> From<IntoFramedError<C>> for Error {
+    fn from(IntoFramedError { error, .. }: IntoFramedError<C>) -> Self {
+        error
     }
 }
 

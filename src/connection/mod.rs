@@ -100,7 +100,7 @@ pub use auth::{AuthError, DigestPolicy, answer_challenge, deliver_challenge};
 pub use bind::Bind;
 pub use client::{Client, Connect};
 pub use connection::Connection;
-pub use framed::ByteStream;
+pub use framed::{ByteStream, IntoFramedError};
 pub use frames::FrameCodec;
 pub use halves::{RecvHalf, ReuniteError, SendHalf};
 pub use listener::Listener;

@@ -118,13 +118,15 @@ impl Receiving {
         self.buffered.set(self.holds_message());
     }
 
-    /// The parts of an end of a byte stream, and the maximum of a message.
-    pub(super) fn into_stream(self) -> Result<(Port, stream::Reader, usize)> {
-        match self {
-            Self { port, reader: Reader::Stream(reader), max, .. } => Ok((port, reader, max)),
-            _ => Err(Error::invalid(
-                "a pipe of packets has no stream of bytes to frame: `stream` and `sink` give its messages",
-            )),
+    pub(super) fn max_message(&self) -> usize {
+        self.max
+    }
+
+    /// What reads from a byte stream.
+    pub(super) fn stream(&mut self) -> Result<&mut stream::Reader> {
+        match &mut self.reader {
+            Reader::Stream(reader) => Ok(reader),
+            Reader::Packets(_) => Err(no_bytes()),
         }
     }
 
@@ -149,6 +151,10 @@ impl Receiving {
         this.buffered.set(this.holds_message());
         Ok(this)
     }
+}
+
+pub(super) fn no_bytes() -> Error {
+    Error::invalid("a pipe of packets has no stream of bytes to frame: `stream` and `sink` give its messages")
 }
 
 /// What the other process has to know of an end, beside the descriptor. A stranger is believed nothing

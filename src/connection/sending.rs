@@ -9,7 +9,7 @@ use tokio::task::coop;
 
 use super::link::{ArrivedWriter, HEADROOM, Parcel, Writer};
 use super::port::Port;
-use super::receiving::{MAX_MESSAGE, State, arrived, duplicate};
+use super::receiving::{MAX_MESSAGE, State, arrived, duplicate, no_bytes};
 use super::stream;
 use crate::error::{Error, Result};
 use crate::reduction::packet::Packed;
@@ -207,18 +207,15 @@ impl Sending {
         }
     }
 
-    /// The parts of an end of a byte stream.
-    pub(super) fn into_stream(self) -> Result<(Port, stream::Writer)> {
-        match self {
-            Self { port, writer: Writer::Stream(writer), batch, alone: None, .. }
-                if batch.len() <= HEADROOM =>
-            {
-                Ok((port, writer))
-            }
-            Self { writer: Writer::Stream(_), .. } => {
+    /// What writes to a byte stream, if nothing has to be written before.
+    pub(super) fn stream(&mut self) -> Result<&mut stream::Writer> {
+        let has_fed = self.has_fed();
+        match &mut self.writer {
+            Writer::Stream(_) if has_fed => {
                 Err(Error::invalid("messages were fed that are not sent yet: flush the connection first"))
             }
-            _ => Err(Error::invalid("a connection of packets has no stream of bytes")),
+            Writer::Stream(writer) => Ok(writer),
+            Writer::Packets(_) => Err(no_bytes()),
         }
     }
 

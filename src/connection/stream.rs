@@ -121,9 +121,15 @@ impl Reader {
     }
 
     /// For who reads on by bytes: the kind of the stream, and what was read ahead.
-    pub(super) fn into_unread(mut self) -> Result<(Kind, Vec<u8>)> {
+    ///
+    /// # Errors
+    /// If something else was read, which stays here.
+    pub(super) fn take_unread(&mut self) -> Result<(Kind, Vec<u8>)> {
         match self.fault {
             Some(fault) => Err(fault.into()),
+            None if self.laden.is_some() => {
+                Err(Error::invalid("a message waits here for room for its handles"))
+            }
             None => Ok((self.kind, self.buffer.split_off(self.at))),
         }
     }
@@ -324,6 +330,11 @@ impl Writer {
     pub(crate) fn new(kind: Kind, open: bool) -> Self {
         let fault = (!open).then_some(Fault::NotOpen("the descriptor is not open for writing"));
         Self { kind, begun: None, fault, shortage: false, retry: None }
+    }
+
+    /// The same, for another owner of the descriptor.
+    pub(super) fn take(&mut self) -> Self {
+        std::mem::replace(self, Self::new(self.kind, true))
     }
 
     pub(crate) fn poll_send(
