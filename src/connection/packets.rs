@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
-use super::link::{Delivery, FRAME_HEAD, HEADROOM, Parcel};
+use super::link::{Caution, Delivery, FRAME_HEAD, HEADROOM, Parcel};
 use super::port::Port;
 use crate::error::{Error, Result};
 use crate::reduction::Descriptor;
@@ -26,9 +26,6 @@ const SHORTAGE: Duration = Duration::from_millis(1);
 /// message keeps all of its buffer.
 const SMALL: usize = 1 << 10;
 const GATHERED: usize = 64 << 10;
-
-/// After how many messages without descriptors none is expected any more.
-const CAUTION: u8 = 64;
 
 /// What has arrived and was not received yet.
 #[derive(Debug, Serialize, Deserialize)]
@@ -51,10 +48,8 @@ pub(crate) struct Reader {
     /// How many messages the socket last had, and one.
     #[serde(skip)]
     appetite: usize,
-    /// How many messages are still looked at before they are taken, as descriptors came with one before
-    /// them: what finds no numbers here for its descriptors stays in the socket.
     #[serde(skip)]
-    caution: u8,
+    caution: Caution,
 }
 
 impl Reader {
@@ -129,7 +124,7 @@ impl Reader {
 
     /// Takes what waits in the socket, and says whether there may be more.
     fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
-        let cautious = self.shared || self.caution > 0;
+        let cautious = self.shared || self.caution.is_due();
         if cautious {
             let mut room = true;
             socket::peek(socket, |datagram| room = !datagram.fds_truncated)?;
@@ -143,7 +138,7 @@ impl Reader {
             if self.ended {
                 return;
             }
-            self.caution = if datagram.fds.is_empty() { self.caution.saturating_sub(1) } else { CAUTION };
+            self.caution.heed(!datagram.fds.is_empty());
             if frames.len() > GATHERED {
                 self.close_frames(&mut frames);
             }

@@ -18,7 +18,7 @@ use super::beside::{Beside, Taken};
 use super::connection::into_io;
 use super::frames::{Fault, Header};
 use super::linger::{self, CHUNK, Rest, Ticket};
-use super::link::{Delivery, HEADROOM, Parcel, Wanted};
+use super::link::{Caution, Delivery, HEADROOM, Parcel, Wanted};
 use super::port::Port;
 use crate::error::{Error, Result};
 use crate::reduction::Descriptor;
@@ -47,8 +47,7 @@ pub(crate) struct Reader {
     /// Where in the stream `at` is.
     position: u64,
     beside: Beside<Fd>,
-    /// Descriptors have come, so others may: to be looked at before they are taken.
-    wary: bool,
+    caution: Caution,
     /// A message whose descriptors did not all fit.
     laden: Option<(Bytes, Opened)>,
     ended: bool,
@@ -71,7 +70,7 @@ impl Reader {
             at: 0,
             position: 0,
             beside: Beside::default(),
-            wary: false,
+            caution: Caution::default(),
             laden: None,
             ended: false,
             fault: (!open).then_some(Fault::NotOpen("the descriptor is not open for reading")),
@@ -189,6 +188,7 @@ impl Reader {
                 self.buffer = Vec::new();
             }
         }
+        self.caution.heed(header.beside > 0);
         let handles = match self.beside.take(header.beside.into()) {
             Taken::All(handles) => handles,
             Taken::Lost => return Err(sys::fd::exhausted().into()),
@@ -219,9 +219,9 @@ impl Reader {
     fn fill(&mut self, port: &mut Port, missing: usize, bare: bool) -> io::Result<usize> {
         self.buffer.drain(..self.at);
         self.at = 0;
-        let (kind, wary, fd) = (self.kind, self.wary, port.as_fd());
+        let (kind, cautious, fd) = (self.kind, self.caution.is_due(), port.as_fd());
         let (start, mut fds) = (self.position + self.buffer.len() as u64, Vec::new());
-        let mut read = |into: &mut Vec<u8>, most| match (bare, wary) {
+        let mut read = |into: &mut Vec<u8>, most| match (bare, cautious) {
             (true, _) => stream::read(fd, kind, into, most, None),
             (false, true) => stream::read_if_room(fd, into, most, &mut fds),
             (false, false) => stream::read(fd, kind, into, most, Some(&mut fds)),
@@ -246,7 +246,9 @@ impl Reader {
         if received.len < most && !beside && kind != Kind::File {
             port.clear_readable();
         }
-        self.wary |= beside;
+        if beside {
+            self.caution.heed(true);
+        }
         self.ended = received.len == 0;
         self.beside.arrive(start..start + received.len as u64, fds, received.fds_truncated && !bare);
         Ok(received.len)
@@ -506,7 +508,7 @@ impl Reader {
             before = end;
             let fds = handles.into_iter().map(Descriptor::into_fd).collect::<io::Result<_>>()?;
             self.beside.arrive(start as u64..end as u64, fds, lost);
-            self.wary = true;
+            self.caution.heed(true);
         }
         (self.buffer, self.ended) = (unread.bytes.into(), unread.ended);
         Ok(self)
