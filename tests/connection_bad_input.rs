@@ -463,6 +463,10 @@ fn what_a_stranger_says_of_an_end_that_it_sends_is_not_believed() {
             socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
         here.send(&(mp::Handle::new(socket), moved(b"", &[]))).await.unwrap();
         assert!(matches!(there.recv::<RecvHalf>().await, Err(Error::Decode(_))));
+        // One that could block.
+        let (pipe, _kept) = nix::unistd::pipe().unwrap();
+        here.send(&(mp::Handle::new(pipe), moved(b"", &[]))).await.unwrap();
+        assert!(matches!(there.recv::<RecvHalf>().await, Err(Error::Decode(_))));
         // What is right is taken; but no limit beyond the usual one.
         let (mut peer, socket) = UnixStream::pair().unwrap();
         here.send(&(mp::Handle::new(OwnedFd::from(socket)), moved(message, &[]))).await.unwrap();

@@ -23,6 +23,12 @@ impl Connection {
     /// Its open file stays blocking or not, as it was: other processes may share it. It should be in no
     /// other use while the connection is, as messages would be torn.
     ///
+    /// Of a pipe or a terminal no call says that it must not block: it is asked first, and then read or
+    /// written. Whoever else reads or writes there in between has that call block, and the thread with it.
+    /// And where `SIGPIPE` is not ignored, as Rust programs ignore it and all processes of this crate do,
+    /// it ends a process that sends over a pipe that nobody reads. Sockets know neither; over a pipe or
+    /// terminal that arrives from a [stranger](super#who-is-at-the-other-end) there is no connection.
+    ///
     /// # Errors
     /// For what is neither of these, such as a file on a disk.
     pub fn from_fd(fd: Fd) -> Result<Self> {

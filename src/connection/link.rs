@@ -9,7 +9,7 @@ use super::port::Port;
 use super::{packets, stream};
 use crate::error::{Error, Result};
 use crate::reduction::packet::Packed;
-use crate::reduction::{Attachments, Departures};
+use crate::reduction::{Attachments, Departures, Peer};
 use crate::sys::socket::shut_down;
 use crate::sys::socket::stream::{Kind, directions, kind};
 use crate::sys::{AsFd, BorrowedFd, Fd};
@@ -167,9 +167,10 @@ impl ArrivedReader {
     /// The reader, over the descriptor that has come with it.
     ///
     /// # Errors
-    /// If the descriptor is of another kind, or the two contradict each other.
-    pub(crate) fn over(self, fd: &Fd) -> Result<Reader> {
-        match (self, open(fd)?) {
+    /// If the descriptor is of another kind, or the two contradict each other. And for a pipe or terminal of
+    /// a stranger's: whoever else has it could make a call block that must not.
+    pub(crate) fn over(self, fd: &Fd, writer: Peer) -> Result<Reader> {
+        match (self, open_arrived(fd, writer)?) {
             (Self::Packets(reader), (Reader::Packets(_), _)) => Ok(Reader::Packets(reader)),
             (Self::Stream(unread), (Reader::Stream(reader), _)) => Ok(Reader::Stream(reader.resume(unread)?)),
             _ => Err(ANOTHER_KIND),
@@ -193,13 +194,20 @@ pub(crate) enum ArrivedWriter {
 
 impl ArrivedWriter {
     /// As [`ArrivedReader::over`].
-    pub(crate) fn over(self, fd: &Fd) -> Result<Writer> {
-        match (self, open(fd)?) {
+    pub(crate) fn over(self, fd: &Fd, writer: Peer) -> Result<Writer> {
+        match (self, open_arrived(fd, writer)?) {
             (Self::Packets(writer), (_, Writer::Packets(_))) => Ok(Writer::Packets(writer)),
             (Self::Stream(()), (_, writer @ Writer::Stream(_))) => Ok(writer),
             _ => Err(ANOTHER_KIND),
         }
     }
+}
+
+fn open_arrived(fd: &Fd, writer: Peer) -> Result<(Reader, Writer)> {
+    if !writer.is_family() && kind(fd.as_fd())? == Kind::File {
+        return Err(Error::invalid("a stranger's pipe or terminal cannot be a connection"));
+    }
+    open(fd)
 }
 
 const ANOTHER_KIND: Error = Error::Malformed("a connection has come with a descriptor of another kind");

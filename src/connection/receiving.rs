@@ -147,7 +147,7 @@ impl Receiving {
 
     pub(super) fn resume(fd: Arc<Fd>, state: State<ArrivedReader>) -> Result<Self> {
         let (peer, max) = (state.peer(), state.max_message());
-        let this = Self { max, ..Self::new(fd.clone(), state.link.over(&fd)?, peer) };
+        let this = Self { max, ..Self::new(fd.clone(), state.link.over(&fd, sender())?, peer) };
         this.buffered.set(this.holds_message());
         Ok(this)
     }
@@ -169,18 +169,18 @@ pub(super) struct State<L> {
 impl<L> State<L> {
     /// Who is at the other end. A stranger may not say that somebody is of the family.
     pub(super) fn peer(&self) -> Peer {
-        if self.peer_is_family && is_from_family() { Peer::AnyBuild } else { Peer::Stranger }
+        if self.peer_is_family && sender().is_family() { Peer::AnyBuild } else { Peer::Stranger }
     }
 
     /// How long a message may be. A stranger sets no limit to which it may fill this process.
     pub(super) fn max_message(&self) -> usize {
-        if is_from_family() { self.max_message } else { self.max_message.min(MAX_MESSAGE) }
+        if sender().is_family() { self.max_message } else { self.max_message.min(MAX_MESSAGE) }
     }
 }
 
-/// Whether a process of this family has written the message that is being decoded.
-fn is_from_family() -> bool {
-    writer().is_some_and(Peer::is_family)
+/// Who has written the message that is being decoded.
+pub(super) fn sender() -> Peer {
+    writer().unwrap_or(Peer::Stranger)
 }
 
 /// A duplicate, for a message.

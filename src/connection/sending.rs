@@ -9,7 +9,7 @@ use tokio::task::coop;
 
 use super::link::{ArrivedWriter, HEADROOM, Parcel, Writer};
 use super::port::Port;
-use super::receiving::{MAX_MESSAGE, State, arrived, duplicate, no_bytes};
+use super::receiving::{MAX_MESSAGE, State, arrived, duplicate, no_bytes, sender};
 use super::stream;
 use crate::error::{Error, Result};
 use crate::reduction::packet::Packed;
@@ -242,7 +242,7 @@ impl Sending {
     pub(super) fn resume(fd: Arc<Fd>, state: SendingState<ArrivedWriter>) -> Result<Self> {
         let SendingState { end, hangs_up } = state;
         let (peer, max) = (end.peer(), end.max_message());
-        Ok(Self { max, hangs_up, ..Self::new(fd.clone(), end.link.over(&fd)?, peer) })
+        Ok(Self { max, hangs_up, ..Self::new(fd.clone(), end.link.over(&fd, sender())?, peer) })
     }
 }
 
