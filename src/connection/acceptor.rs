@@ -22,6 +22,10 @@ use crate::reduction::{Attachment, Descriptor, Moves, Peer, writer};
 use crate::sys::{self, AsFd, Fd, net};
 use crate::{AuthKey, current_process};
 
+/// How long a peer may take to prove that it holds the key.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// How many peers may be about to prove it.
+const MAX_PENDING: usize = 256;
 /// When to look again whether there are descriptors to be had.
 const EXHAUSTION_PAUSE: Duration = Duration::from_millis(50);
 
@@ -35,6 +39,31 @@ pub(super) struct Terms {
     pub(super) max_pending: usize,
     /// Peers of other users are refused.
     pub(super) same_user: bool,
+}
+
+impl Default for Terms {
+    fn default() -> Self {
+        Self {
+            authkey: None,
+            policy: DigestPolicy::default(),
+            handshake_timeout: HANDSHAKE_TIMEOUT,
+            max_pending: MAX_PENDING,
+            same_user: false,
+        }
+    }
+}
+
+impl Terms {
+    /// What of them somebody may choose who is not of this family.
+    fn of_stranger(self) -> Self {
+        let most = Self::default();
+        Self {
+            policy: most.policy,
+            handshake_timeout: self.handshake_timeout.min(most.handshake_timeout),
+            max_pending: self.max_pending.min(most.max_pending),
+            ..self
+        }
+    }
 }
 
 /// A key inside of a message: whether there is one, which is then that of the process.
@@ -224,8 +253,11 @@ impl<'de> Deserialize<'de> for Acceptor {
         if !net::is_listening(socket.as_fd()) {
             return Err(D::Error::custom("not a listening socket"));
         }
-        // A stranger must not choose what is removed here.
-        let path = file.filter(|_| writer().is_some_and(Peer::is_family)).map(BoundPath::own);
+        net::set_nonblocking(socket.as_fd()).map_err(D::Error::custom)?;
+        let is_family = writer().is_some_and(Peer::is_family);
+        // A stranger must not choose what is removed here, nor what its peers may take up.
+        let path = file.filter(|_| is_family).map(BoundPath::own);
+        let terms = if is_family { terms } else { terms.of_stranger() };
         Self::new(socket, path, terms).map_err(D::Error::custom)
     }
 }
@@ -234,5 +266,39 @@ impl<'de> Deserialize<'de> for Acceptor {
 impl Drop for Acceptor {
     fn drop(&mut self) {
         self.callers.wake_everyone();
+    }
+}
+
+#[cfg(all(test, multiprocess))]
+mod tests {
+    use super::*;
+    use crate::reduction::{Incoming, MessagePack, decode_from, encode};
+
+    #[test]
+    fn a_stranger_chooses_no_more_than_is_allowed_to_anybody() {
+        let arrived = |terms: Terms, from| {
+            let name = net::Name::Inet(([127, 0, 0, 1], 0).into());
+            let acceptor = Acceptor::new(net::listen(&name, 1).unwrap(), None, terms).unwrap();
+            let mut bytes = Vec::new();
+            let beside = encode(&acceptor, &mut bytes, from).unwrap();
+            let attachments = beside.into_iter().map(|fd| fd.into_fd().unwrap()).collect();
+            let message = Incoming { bytes: &bytes, attachments };
+            decode_from::<MessagePack, Acceptor>(message, from).unwrap().terms.clone()
+        };
+        let terms = |handshake_timeout, max_pending| Terms {
+            handshake_timeout,
+            max_pending,
+            #[cfg(feature = "md5")]
+            policy: DigestPolicy::Md5,
+            ..Terms::default()
+        };
+        let chosen = |terms: Terms| (terms.handshake_timeout, terms.max_pending, terms.policy);
+        let (second, day) = (Duration::from_secs(1), Duration::from_secs(86_400));
+        let weakest = terms(day, 1).policy;
+        assert_eq!(chosen(arrived(terms(day, usize::MAX), Peer::AnyBuild)), (day, usize::MAX, weakest));
+        let sha = DigestPolicy::Sha256;
+        let most = (HANDSHAKE_TIMEOUT, MAX_PENDING, sha);
+        assert_eq!(chosen(arrived(terms(day, usize::MAX), Peer::Stranger)), most);
+        assert_eq!(chosen(arrived(terms(second, 2), Peer::Stranger)), (second, 2, sha));
     }
 }

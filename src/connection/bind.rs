@@ -20,10 +20,6 @@ use crate::util::Finalize;
 
 /// How many clients may wait to be accepted before more of them are turned away.
 const BACKLOG: u32 = 128;
-/// How long a peer may take to prove that it holds the key.
-const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many peers may be about to prove it.
-const MAX_PENDING: usize = 256;
 
 #[derive(Debug)]
 pub(super) enum At {
@@ -50,13 +46,7 @@ pub struct Bind {
 
 impl Bind {
     pub(super) fn new(at: At) -> Self {
-        let terms = Terms {
-            authkey: None,
-            policy: DigestPolicy::default(),
-            handshake_timeout: HANDSHAKE_TIMEOUT,
-            max_pending: MAX_PENDING,
-            same_user: matches!(at, At::Temporary),
-        };
+        let terms = Terms { same_user: matches!(at, At::Temporary), ..Terms::default() };
         Self { at, backlog: BACKLOG, terms }
     }
 

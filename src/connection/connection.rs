@@ -35,6 +35,10 @@ use crate::sys::{AsFd, Fd};
 /// message comes to nothing, it is as it was. For an end that several processes use there is
 /// [`share`](Self::share).
 ///
+/// A task of a [`Pool`](crate::Pool) may have to be sent again, so the pool holds on to what moved with it
+/// until the task has ended: only then does the peer see the end, also if the task drops the connection
+/// before. Of a [`SendHalf`] that it drops the peer is told at once.
+///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> tokio_multiprocess::Result<()> {
 /// # use tokio_multiprocess::{Connection, pipe};

@@ -65,7 +65,9 @@ use crate::util::lock;
 /// it was. Who waits in the backlog notices nothing; handshakes under way are given up. A key does
 /// not travel: the listener goes on with the key of the process where it arrives if it had that of
 /// the process that sent it, and cannot be sent if it had another. Likewise the path goes over to the
-/// receiver, who removes it then, but stays if that is no process of this family.
+/// receiver, who removes it then, but stays if that is no process of this family. One that such a
+/// process has sent lets in with SHA-256 alone, and has the usual [limits](Bind) for handshakes, or
+/// lower ones.
 pub struct Listener {
     address: Address,
     last_accepted: Mutex<Option<Address>>,

@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -12,6 +13,8 @@ use nix::sys::socket::{
     self as nix_socket, AddressFamily, Backlog, SockFlag, SockType, SockaddrLike, SockaddrStorage, UnixAddr,
     getsockopt, setsockopt, sockopt,
 };
+
+use crate::sys::fd::poll_readable;
 
 /// The longest path, and the longest abstract name, that a Unix socket can have, in bytes: a path
 /// is followed by a NUL, and a name comes after one.
@@ -83,6 +86,10 @@ pub(crate) fn listen(name: &Name, backlog: u32) -> io::Result<OwnedFd> {
 
 /// Takes the next connection off a listening socket: `WouldBlock` if there is none.
 pub(crate) fn accept(listening: BorrowedFd) -> io::Result<OwnedFd> {
+    // Whether the call itself blocks is up to all who share the open file, so it is asked first.
+    if !poll_readable(listening, Some(Duration::ZERO))? {
+        return Err(io::ErrorKind::WouldBlock.into());
+    }
     let socket = loop {
         match nix_socket::accept4(listening.as_raw_fd(), SockFlag::SOCK_CLOEXEC) {
             // SAFETY: the kernel has just made this number for us, and nobody else knows it.
@@ -145,6 +152,13 @@ pub(crate) fn is_listening(fd: BorrowedFd) -> bool {
     getsockopt(&fd, sockopt::AcceptConn).unwrap_or(false)
 }
 
+/// Has [`accept`] not block either when somebody else takes the connection that it has seen.
+pub(crate) fn set_nonblocking(listening: BorrowedFd) -> io::Result<()> {
+    let flags = OFlag::from_bits_retain(fcntl(listening, FcntlArg::F_GETFL)?);
+    fcntl(listening, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK))?;
+    Ok(())
+}
+
 /// Whether the process that connected this Unix socket belonged to this process's user.
 pub(crate) fn peer_is_same_user(socket: BorrowedFd) -> io::Result<bool> {
     let peer = getsockopt(&socket, sockopt::PeerCredentials)?;
@@ -195,7 +209,21 @@ pub(crate) fn file_identity(path: &Path) -> io::Result<(u64, u64)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::sys::fd::poll_readable;
+
+    #[test]
+    fn a_socket_whose_calls_block_blocks_nobody_here() {
+        let listening = listen(&Name::Inet(([127, 0, 0, 1], 0).into()), 8).unwrap();
+        let flags = || OFlag::from_bits_retain(fcntl(&listening, FcntlArg::F_GETFL).unwrap());
+        fcntl(&listening, FcntlArg::F_SETFL(flags() - OFlag::O_NONBLOCK)).unwrap();
+        // If it blocks, it does so for ever.
+        let (tells, told) = std::sync::mpsc::channel();
+        let listens = listening.try_clone().unwrap();
+        std::thread::spawn(move || tells.send(accept(listens.as_fd())));
+        let accepted = told.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(accepted.unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        set_nonblocking(listening.as_fd()).unwrap();
+        assert!(flags().contains(OFlag::O_NONBLOCK));
+    }
 
     fn meet(name: &Name) -> (OwnedFd, OwnedFd, OwnedFd) {
         let listening = listen(name, 8).unwrap();

@@ -35,6 +35,9 @@ pub(crate) fn peer_name(_: BorrowedFd<'_>) -> io::Result<Name> {
 pub(crate) fn is_listening(_: BorrowedFd<'_>) -> bool {
     false
 }
+pub(crate) fn set_nonblocking(_: BorrowedFd<'_>) -> io::Result<()> {
+    unsupported()
+}
 pub(crate) fn peer_is_same_user(_: BorrowedFd<'_>) -> io::Result<bool> {
     unsupported()
 }
