@@ -353,7 +353,7 @@ pub fn block_on<F: Future>(future: F) -> Result<F::Output> {
         tokio::select! {
             biased;
             output = future => Ok(output),
-            signal = crate::process::reactor::readable(interrupt.descriptor()) => {
+            signal = crate::reactor::readable(interrupt.descriptor()) => {
                 interrupt.take();
                 signal?;
                 Err(Error::Interrupted)

@@ -109,6 +109,18 @@ impl Error {
         matches!(self, Self::Closed(_) | Self::Task(TaskError::NotStarted(NotStarted::Closed)))
     }
 
+    /// For an interface that knows these alone.
+    pub(crate) fn into_io(self) -> io::Error {
+        match self {
+            Self::Io(error) => error,
+            Self::Eof => io::ErrorKind::UnexpectedEof.into(),
+            error @ (Self::TooLong { .. } | Self::Malformed(_)) => {
+                io::Error::new(io::ErrorKind::InvalidData, error)
+            }
+            error => io::Error::other(error),
+        }
+    }
+
     /// The peer of a connection is gone: [`Error::Eof`] from what receives, a broken pipe from what
     /// sends. A message that was cut short is another error.
     pub fn is_eof(&self) -> bool {

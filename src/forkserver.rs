@@ -63,7 +63,7 @@ const PATIENCE: Duration = Duration::from_millis(5);
 async fn ask_in_turn(theirs: BorrowedFd<'_>) -> Result<bool> {
     loop {
         match ask(theirs) {
-            Err(error) if socket::is_full(&error) => crate::process::reactor::sleep(PATIENCE).await?,
+            Err(error) if socket::is_full(&error) => crate::reactor::sleep(PATIENCE).await?,
             asked => return Ok(asked?),
         }
     }
@@ -98,7 +98,7 @@ async fn launch() -> Result<Server> {
         .start()
         .await?;
     // Preloading may take its time, and may fail.
-    crate::process::reactor::readable(ready.as_fd()).await?;
+    crate::reactor::readable(ready.as_fd()).await?;
     match control::receive::<Report>(ready.as_fd(), Mode::Try)?.map(|letter| letter.head) {
         Some(Report::Ready { .. }) => Ok(Server { process, requests, surroundings }),
         Some(Report::Refused(why)) => Err(StartError::ForkServer(why).into()),

@@ -105,6 +105,7 @@ mod pool;
 mod process;
 #[cfg(feature = "python")]
 pub mod python;
+mod reactor;
 #[doc(alias = "reducer")]
 pub mod reduction;
 mod ring;

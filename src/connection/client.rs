@@ -13,7 +13,7 @@ use super::auth::{DigestPolicy, mutual_client};
 use super::connection::Connection;
 use crate::AuthKey;
 use crate::error::{Error, Result};
-use crate::process::reactor::{self, Deadline};
+use crate::reactor::{self, Deadline};
 use crate::sys::net::{self, Name};
 use crate::sys::{AsFd, Fd};
 

@@ -20,7 +20,7 @@ use super::receiving::{Receiving, arrived, duplicate};
 use super::sending::Sending;
 use super::wait::{Buffered, Source, sealed};
 use crate::error::{Error, Result};
-use crate::process::reactor;
+use crate::reactor;
 use crate::reduction::{Codec, MessagePack, Movable, Moves, Peer};
 use crate::sys::{AsFd, Fd};
 
@@ -292,25 +292,14 @@ impl<C> super::adaptors::Sends for Connection<C> {
 #[async_trait]
 impl<C> auth::Link for Connection<C> {
     async fn send_bytes(&mut self, frame: &[u8]) -> io::Result<()> {
-        Connection::send_bytes(self, frame).await.map_err(into_io)
+        Connection::send_bytes(self, frame).await.map_err(Error::into_io)
     }
 
     async fn recv_bytes(&mut self, max_len: usize) -> io::Result<Bytes> {
         match self.recv_half() {
-            Ok(recv) => recv.recv_bare(max_len).await.map_err(into_io),
-            Err(closed) => Err(into_io(closed)),
+            Ok(recv) => recv.recv_bare(max_len).await.map_err(Error::into_io),
+            Err(closed) => Err(closed.into_io()),
         }
-    }
-}
-
-pub(super) fn into_io(error: Error) -> io::Error {
-    match error {
-        Error::Io(error) => error,
-        Error::Eof => io::ErrorKind::UnexpectedEof.into(),
-        error @ (Error::TooLong { .. } | Error::Malformed(_)) => {
-            io::Error::new(io::ErrorKind::InvalidData, error)
-        }
-        error => io::Error::other(error),
     }
 }
 

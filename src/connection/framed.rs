@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_util::codec::{Framed, FramedParts};
 
 use super::FrameCodec;
-use super::connection::{Connection, Duplex, into_io};
+use super::connection::{Connection, Duplex};
 use super::port::Port;
 use super::stream::{Writer, read_bytes};
 use crate::error::{Error, Result};
@@ -141,12 +141,12 @@ impl AsyncWrite for ByteStream {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.get_mut().writer.poll_flush(cx).map_err(into_io)
+        self.get_mut().writer.poll_flush(cx).map_err(Error::into_io)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
-        ready!(this.writer.poll_flush(cx).map_err(into_io))?;
+        ready!(this.writer.poll_flush(cx).map_err(Error::into_io))?;
         // A pipe ends when it is dropped.
         shut_down(this.writes.as_fd());
         Poll::Ready(Ok(()))

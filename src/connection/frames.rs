@@ -11,8 +11,10 @@
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use tokio_util::codec::{Decoder, Encoder};
 
-use super::receiving::MAX_MESSAGE;
 use crate::Error;
+
+/// How long a message may be unless another maximum is set, in bytes: 1 GiB.
+pub(super) const MAX_MESSAGE: usize = 1 << 30;
 
 /// What the short length of a frame in the long form is.
 const LONG: i32 = -1;

@@ -15,7 +15,7 @@ use super::receiving::Receiving;
 use super::sending::Sending;
 use super::wait::{Buffered, Source, sealed};
 use crate::error::Result;
-use crate::process::reactor;
+use crate::reactor;
 use crate::reduction::{Codec, MessagePack, Movable};
 use crate::sys::{AsFd, Fd};
 

@@ -92,7 +92,7 @@ mod resolver;
 mod sending;
 #[cfg_attr(not(multiprocess), allow(dead_code, reason = "nobody there has a descriptor to begin with"))]
 mod stream;
-mod wait;
+pub(crate) mod wait;
 
 pub use adaptors::{MessageSink, Messages};
 pub use address::{Address, Family};

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::task::coop;
 
 use super::auth::{AuthError, CHALLENGE};
+use super::frames::MAX_MESSAGE;
 use super::link::{ArrivedReader, Delivery, Reader, Wanted};
 use super::port::Port;
 use super::stream;
@@ -18,9 +19,6 @@ use super::wait::Buffered;
 use crate::error::{Error, Result};
 use crate::reduction::{Codec, Descriptor, Incoming, Moves, Peer, decode_from, writer};
 use crate::sys::{self, AsFd, Fd};
-
-/// How long a message may be unless another maximum is set, in bytes: 1 GiB.
-pub(super) const MAX_MESSAGE: usize = 1 << 30;
 
 /// No limit but that of the connection.
 const ANY: Wanted = Wanted { max: usize::MAX, bare: false };

@@ -7,9 +7,10 @@ use std::task::{Context, Poll, ready};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use tokio::task::coop;
 
+use super::frames::MAX_MESSAGE;
 use super::link::{ArrivedWriter, HEADROOM, Parcel, Writer};
 use super::port::Port;
-use super::receiving::{MAX_MESSAGE, State, arrived, duplicate, no_bytes, sender};
+use super::receiving::{State, arrived, duplicate, no_bytes, sender};
 use super::stream;
 use crate::error::{Error, Result};
 use crate::reduction::packet::Packed;

@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize, Serializer, ser};
 use tokio::io::ReadBuf;
 
 use super::beside::{Beside, Taken};
-use super::connection::into_io;
 use super::frames::{Fault, Header};
 use super::linger::{self, CHUNK, Rest, Ticket};
 use super::link::{Caution, Delivery, HEADROOM, Parcel, Wanted};
@@ -413,7 +412,7 @@ impl Writer {
         bytes: &[u8],
         cx: &mut Context<'_>,
     ) -> Poll<io::Result<usize>> {
-        ready!(self.poll_flush(cx)).map_err(into_io)?;
+        ready!(self.poll_flush(cx)).map_err(Error::into_io)?;
         loop {
             ready!(port.poll_writable(cx))?;
             match stream::write(port.as_fd(), self.kind, chunk([bytes, &[]]), &[]) {

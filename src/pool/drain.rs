@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::Pool;
 use crate::error::{Error, Ran, Result};
-use crate::process::reactor::Deadline;
+use crate::reactor::Deadline;
 
 /// What came of a pool's tasks at its end: see [`Pool::shutdown`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

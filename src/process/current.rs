@@ -204,7 +204,7 @@ impl ParentProcess {
     /// # Cancel safety
     /// Nothing is consumed: dropping the future and calling again is the same as waiting on.
     pub async fn join(&self) -> Result<()> {
-        Ok(super::reactor::readable(self.0.exit.as_fd()).await?)
+        Ok(crate::reactor::readable(self.0.exit.as_fd()).await?)
     }
 
     /// Waits for its end for as long as `timeout`; false if it is alive then.
@@ -212,7 +212,7 @@ impl ParentProcess {
     /// # Cancel safety
     /// As [`join`](Self::join).
     pub async fn join_timeout(&self, timeout: Duration) -> Result<bool> {
-        Ok(super::reactor::readable_within(self.0.exit.as_fd(), timeout).await?)
+        Ok(crate::reactor::readable_within(self.0.exit.as_fd(), timeout).await?)
     }
 
     /// What is ready when it has ended.

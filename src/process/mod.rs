@@ -25,7 +25,6 @@ mod exit;
 mod exit_status;
 mod finalize;
 mod hand;
-pub(crate) mod reactor;
 mod sentinel;
 mod start;
 mod table;
@@ -52,8 +51,11 @@ pub use self::table::active_children;
 pub use self::task::{JoinHandle, spawn};
 pub(crate) use self::task::{catch, panic_message, remote_task};
 use crate::authkey::AuthKey;
+use crate::connection::wait::Source;
+use crate::connection::wait::sealed::Sealed;
 use crate::error::{Error, Result};
 use crate::function::Target;
+use crate::reactor;
 use crate::reduction::Message;
 use crate::sys::{self, BorrowedFd};
 
@@ -324,6 +326,13 @@ impl PartialEq for Process {
 }
 
 impl Eq for Process {}
+
+/// Ready when it has ended.
+impl Sealed for Process {
+    fn source(&self) -> Result<Source<'_>> {
+        Ok(Source::bare(self.end()?))
+    }
+}
 
 /// As Python shows it: `<Process name='Process-1' pid=7 parent=6 stopped exitcode=-SIGTERM daemon>`.
 impl fmt::Debug for Process {

@@ -6,6 +6,8 @@ use crate::sys::AsFd;
 #[cfg(multiprocess)]
 use crate::sys::{AsRawFd, BorrowedFd, RawFd};
 
+use crate::connection::wait::Source;
+use crate::connection::wait::sealed::Sealed;
 use crate::error::Result;
 use crate::sys::Fd;
 
@@ -22,10 +24,6 @@ impl Sentinel {
         Self(Arc::new(exit))
     }
 
-    pub(crate) fn descriptor(&self) -> &Arc<Fd> {
-        &self.0
-    }
-
     /// Whether the process has ended.
     pub fn is_ready(&self) -> bool {
         crate::sys::process::peek_exited(self.0.as_fd())
@@ -36,7 +34,14 @@ impl Sentinel {
     /// # Cancel safety
     /// Nothing is consumed: dropping the future and calling again is the same as waiting on.
     pub async fn ready(&self) -> Result<()> {
-        Ok(super::reactor::readable(self.0.as_fd()).await?)
+        Ok(crate::reactor::readable(self.0.as_fd()).await?)
+    }
+}
+
+/// A sentinel is often made for this alone, and dropped at once.
+impl Sealed for Sentinel {
+    fn source(&self) -> Result<Source<'_>> {
+        Ok(Source::kept(self.0.clone()))
     }
 }
 

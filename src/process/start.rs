@@ -8,10 +8,11 @@ use std::time::Duration;
 
 use super::child::Child;
 use super::hand::STARTER;
-use super::{About, ExitStatus, Identity, Process, reactor, table};
+use super::{About, ExitStatus, Identity, Process, table};
 use crate::context::{Context, StartMethod, get_executable};
 use crate::control::{self, Draft, Order, Report, Work};
 use crate::error::{Error, Result, StartError};
+use crate::reactor;
 use crate::reduction::{Attachments, Descriptor};
 use crate::sys::per_process::PerProcess;
 use crate::sys::process::Exit;

@@ -11,12 +11,13 @@ use std::sync::Once;
 use std::task::{Context as Waker, Poll};
 
 use super::child::Answer;
-use super::{Process, ProcessBuilder, exit, reactor};
+use super::{Process, ProcessBuilder, exit};
 use crate::bootstrap;
 use crate::context::Context;
 use crate::control::{self, Report, Work};
 use crate::error::{Error, RemotePanic, Result, TaskError, WorkerDied};
 use crate::function::{FnId, Task, TaskCode, finish, task_entry};
+use crate::reactor;
 use crate::reduction::{Incoming, Message, Peer, decode};
 use crate::sys::image::Entry;
 use crate::sys::socket::Mode;

@@ -19,7 +19,7 @@ use serde::de::{DeserializeOwned, Error as _};
 use tokio::io::Interest;
 use tokio::task::coop;
 
-use crate::process::reactor;
+use crate::reactor;
 use crate::reduction::{Attachment, Attachments, CodecError, Incoming, Peer, decode, encode};
 use crate::sys::memory::Frozen;
 use crate::sys::reactor::Registered;

@@ -21,7 +21,7 @@ pub use waitable::Waitable;
 pub(crate) use waitable::{Source, sealed};
 
 use crate::error::Result;
-use crate::process::reactor;
+use crate::reactor;
 use crate::sys;
 
 /// Waits until objects are ready, and tells which: the indexes of all that are, in ascending order.

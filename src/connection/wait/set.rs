@@ -15,7 +15,7 @@ use super::buffered::Bell;
 use super::members::{Look, Members, WaitKey};
 use super::waitable::Source;
 use crate::error::Result;
-use crate::process::reactor;
+use crate::reactor;
 use crate::sys::AsFd;
 use crate::sys::epoll::Epoll;
 use crate::sys::reactor::Registered;

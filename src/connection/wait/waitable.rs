@@ -4,7 +4,6 @@ use std::sync::Arc;
 
 use super::Buffered;
 use crate::error::Result;
-use crate::process::{Process, Sentinel};
 use crate::sys::{AsFd, BorrowedFd, Fd};
 
 /// What [`wait`](crate::wait) and [`WaitSet`](crate::WaitSet) take.
@@ -129,19 +128,6 @@ macro_rules! through {
 }
 
 through!(&T, &mut T, Box<T>, Arc<T>);
-
-impl sealed::Sealed for Process {
-    fn source(&self) -> Result<Source<'_>> {
-        Ok(Source::bare(self.end()?))
-    }
-}
-
-/// A sentinel is often made for this alone, and dropped at once.
-impl sealed::Sealed for Sentinel {
-    fn source(&self) -> Result<Source<'_>> {
-        Ok(Source::kept(self.descriptor().clone()))
-    }
-}
 
 #[cfg(multiprocess)]
 macro_rules! descriptors {
