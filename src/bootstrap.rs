@@ -338,6 +338,19 @@ pub(crate) fn drive<F: Future>(future: F) -> F::Output {
 /// Every such call in a process shares one current-thread runtime, which makes progress while
 /// somebody blocks on it.
 ///
+/// ```
+/// use tokio_multiprocess::{Result, block_on, pipe};
+///
+/// fn main() -> Result<()> {
+///     let (mut here, mut there) = pipe()?;
+///     // The inner error is of `send`, the outer one of waiting: SIGINT may come meanwhile.
+///     block_on(here.send("hello"))??;
+///     let text: String = block_on(there.recv())??;
+///     assert_eq!(text, "hello");
+///     Ok(())
+/// }
+/// ```
+///
 /// # Errors
 /// [`Error::Interrupted`] if SIGINT arrives meanwhile; the future is dropped. Only where SIGINT
 /// would end the process: a program that handles or ignores it has decided otherwise, and a

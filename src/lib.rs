@@ -85,6 +85,10 @@
 //! Processes need Linux 5.10 or newer. Elsewhere the crate compiles, and starting a process gives
 //! [`Error::Unsupported`].
 
+// On docs.rs, where the compiler is a nightly one: items say which feature they need. That processes need
+// Linux is said above.
+#![cfg_attr(docsrs, feature(doc_cfg), doc(auto_cfg(hide(multiprocess))))]
+
 mod authkey;
 mod bootstrap;
 pub mod connection;

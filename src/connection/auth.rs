@@ -64,7 +64,7 @@
 //! # Caveats
 //!
 //! - **Deadlines belong to the caller.** A peer may stay silent for ever; wrap these functions in
-//!   [`tokio::time::timeout`].
+//!   [`tokio::time::timeout`](https://docs.rs/tokio/latest/tokio/time/fn.timeout.html).
 //! - **Cancel safety:** none of these functions is cancel safe. After a cancelled or failed
 //!   handshake the peers disagree on what comes next: drop the link.
 //! - The handshake proves that a holder of the key takes part, not that it sits at the other end of

@@ -122,6 +122,20 @@ impl<C> Connection<C> {
 
     /// As [`poll`](Self::poll), after waiting for at most `timeout` by the kernel's clock.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> tokio_multiprocess::Result<()> {
+    /// use std::time::Duration;
+    ///
+    /// let (mut here, mut there) = tokio_multiprocess::pipe()?;
+    /// assert!(!here.poll()?);
+    /// assert!(!here.poll_timeout(Duration::from_millis(5)).await?);
+    /// there.send("something").await?;
+    /// assert!(here.poll()?);
+    /// assert_eq!(here.recv::<String>().await?, "something");
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// When no descriptor is left to wait with.
     ///
@@ -188,6 +202,42 @@ impl<C> Connection<C> {
     /// process dies, the messages that it has received are lost, and no others. The peer sees the end when
     /// the last handle is closed.
     ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> tokio_multiprocess::Result<()> {
+    /// use tokio_multiprocess::{Connection, Process, pipe};
+    ///
+    /// async fn work(mut jobs: Connection) {
+    ///     // Whoever is free takes the next one.
+    ///     while let Ok(job) = jobs.recv::<u64>().await {
+    ///         let _ = jobs.send(&(job * job)).await;
+    ///     }
+    /// }
+    ///
+    /// let (mut here, mut there) = pipe()?;
+    /// let mut workers = Vec::new();
+    /// for _ in 0..4 {
+    ///     workers.push(Process::builder(work, (there.share()?,)).start().await?);
+    /// }
+    /// drop(there);
+    ///
+    /// let (mut results, mut jobs) = here.split();
+    /// for job in 0..100u64 {
+    ///     jobs.send(&job).await?;
+    /// }
+    /// let mut sum = 0;
+    /// for _ in 0..100 {
+    ///     sum += results.recv::<u64>().await?;
+    /// }
+    /// assert_eq!(sum, 328_350);
+    /// // The workers see the end.
+    /// drop(jobs);
+    /// for worker in workers {
+    ///     worker.join().await?;
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
     /// # Errors
     /// [`Error::Closed`]; and on a byte stream (connections of a listener, or of a descriptor), where
     /// messages of several processes would tear.
@@ -215,6 +265,25 @@ impl<C> Connection<C> {
     }
 
     /// The two directions, for two tasks. [`RecvHalf::reunite`] puts them together again.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> tokio_multiprocess::Result<()> {
+    /// let (here, mut there) = tokio_multiprocess::pipe()?;
+    /// let (mut recv, mut send) = here.split();
+    /// let sending = tokio::spawn(async move {
+    ///     send.send("question").await?;
+    ///     Ok::<_, tokio_multiprocess::Error>(send)
+    /// });
+    /// assert_eq!(there.recv::<String>().await?, "question");
+    /// there.send("answer").await?;
+    /// assert_eq!(recv.recv::<String>().await?, "answer");
+    ///
+    /// let send = sending.await.unwrap()?;
+    /// let mut here = recv.reunite(send).expect("they are of one connection");
+    /// here.send("as before").await?;
+    /// # Ok(()) }
+    /// ```
     #[must_use = "a half that is dropped is closed"]
     pub fn split(mut self) -> (RecvHalf<C>, SendHalf<C>) {
         let halves = self.inner.take().map(|Duplex { recv, mut send }| {
@@ -227,7 +296,8 @@ impl<C> Connection<C> {
 }
 
 impl<C: Codec> Connection<C> {
-    /// Receives the next message: see [`RecvHalf::recv`].
+    /// Receives the next message, whose type has to be said: `recv::<String>()`, or
+    /// `let text: String = …`. See [`RecvHalf::recv`].
     ///
     /// # Errors
     /// [`Error::Eof`] when the peer is gone and all that it has sent was received, and those of
@@ -239,7 +309,8 @@ impl<C: Codec> Connection<C> {
         self.recv_half()?.recv::<C, T>().await
     }
 
-    /// Sends a value as one message: see [`SendHalf::send`].
+    /// Sends a value as one message: whatever serde can write, and files and sockets as a
+    /// `Handle`. See [`SendHalf::send`].
     ///
     /// # Errors
     /// As those of [`SendHalf::send`].
@@ -252,6 +323,27 @@ impl<C: Codec> Connection<C> {
     }
 
     /// The messages that arrive as a stream, which ends where [`recv`](Self::recv) gives [`Error::Eof`].
+    /// Its methods, and those of a [`sink`](Self::sink), are those of the crate `futures`.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> tokio_multiprocess::Result<()> {
+    /// use futures::{SinkExt, TryStreamExt};
+    ///
+    /// let (mut here, mut there) = tokio_multiprocess::pipe()?;
+    /// let mut sink = there.sink::<u32>();
+    /// for n in 1..=100 {
+    ///     // Small messages are gathered...
+    ///     sink.feed(n).await?;
+    /// }
+    /// // ... and go out together.
+    /// sink.flush().await?;
+    /// drop(there);
+    ///
+    /// let numbers: Vec<u32> = here.stream::<u32>().try_collect().await?;
+    /// assert_eq!(numbers.len(), 100);
+    /// # Ok(()) }
+    /// ```
     pub fn stream<T: DeserializeOwned>(&mut self) -> Messages<&mut Self, T> {
         Messages::new(self)
     }

@@ -9,7 +9,7 @@ use super::receiving::Receiving;
 use super::sending::Sending;
 use crate::error::Result;
 use crate::reduction::Peer;
-use crate::sys::{self, Fd, RawFd};
+use crate::sys::{self, OwnedFd, RawFd};
 
 impl Connection {
     /// A connection over a descriptor: a socket, a pipe, a terminal.
@@ -31,7 +31,7 @@ impl Connection {
     ///
     /// # Errors
     /// For what is neither of these, such as a file on a disk.
-    pub fn from_fd(fd: Fd) -> Result<Self> {
+    pub fn from_fd(fd: OwnedFd) -> Result<Self> {
         Self::of_stranger(fd)
     }
 
@@ -52,7 +52,7 @@ impl RecvHalf {
     ///
     /// # Errors
     /// As those of [`Connection::from_fd`].
-    pub fn from_fd(fd: Fd) -> Result<Self> {
+    pub fn from_fd(fd: OwnedFd) -> Result<Self> {
         let (reader, _) = link::open(&fd)?;
         Ok(Self::new(Receiving::new(Arc::new(fd), reader, Peer::Stranger)))
     }
@@ -64,7 +64,7 @@ impl SendHalf {
     ///
     /// # Errors
     /// As those of [`Connection::from_fd`].
-    pub fn from_fd(fd: Fd) -> Result<Self> {
+    pub fn from_fd(fd: OwnedFd) -> Result<Self> {
         let (_, writer) = link::open(&fd)?;
         Ok(Self::new(Sending::new(Arc::new(fd), writer, Peer::Stranger)))
     }

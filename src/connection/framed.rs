@@ -32,8 +32,8 @@ pub struct ByteStream {
 }
 
 impl<C> Connection<C> {
-    /// The connection as a [`Framed`] of messages in bytes, which is a stream and a sink, and whose
-    /// codec can be replaced ([`Framed::map_codec`]). What was read ahead comes first out of it.
+    /// The connection as a [`Framed`](https://docs.rs/tokio-util/latest/tokio_util/codec/struct.Framed.html) of messages in bytes, which is a stream and a sink, and whose
+    /// codec can be replaced (`Framed::map_codec`). What was read ahead comes first out of it.
     ///
     /// ```
     /// use futures::{SinkExt, StreamExt};
@@ -56,7 +56,8 @@ impl<C> Connection<C> {
     /// ```
     ///
     /// # Errors
-    /// For a connection of packets, as [`pipe`](crate::pipe) makes it: there is no stream of bytes.
+    /// For a connection of packets, as [`pipe`](crate::pipe) makes it: there is no stream of bytes,
+    /// and its messages are a [`stream`](Self::stream) and a [`sink`](Self::sink).
     /// For one that is closed, has failed in receiving, or was fed messages that are not sent. The
     /// connection is in the error, as it was.
     #[allow(clippy::result_large_err, reason = "the connection comes back, without an allocation")]

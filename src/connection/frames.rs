@@ -137,7 +137,8 @@ impl Header {
     }
 }
 
-/// CPython's frames, for [`tokio_util::codec::Framed`] over any byte stream.
+/// CPython's frames, for [`tokio_util::codec::Framed`](https://docs.rs/tokio-util/latest/tokio_util/codec/struct.Framed.html)
+/// over any byte stream.
 ///
 /// A frame is a signed 32-bit length in network byte order and so many bytes; for more than
 /// `0x7fffffff` bytes the length is −1 and an unsigned one of 64 bits follows. Each frame is one message,

@@ -168,7 +168,8 @@ impl<C> RecvHalf<C> {
 }
 
 impl<C: Codec> RecvHalf<C> {
-    /// Receives the next message.
+    /// Receives the next message, whose type has to be said: `recv::<String>()`, or
+    /// `let text: String = …`.
     ///
     /// # Errors
     /// [`Error::Eof`](crate::Error::Eof) when the peer is gone and all that it has sent was received;
@@ -264,7 +265,8 @@ impl<C> SendHalf<C> {
 
 impl<C: Codec> SendHalf<C> {
     /// Sends a value as one message, and waits until there is room for it. Handles in it go along:
-    /// connections move, all else is duplicated.
+    /// connections move, all else is duplicated. A file or socket by itself is no value for serde: it is
+    /// sent as a `Handle`.
     ///
     /// # Errors
     /// [`Error::Encode`](crate::Error::Encode) if the value cannot be written,

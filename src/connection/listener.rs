@@ -68,6 +68,11 @@ use crate::util::lock;
 /// receiver, who removes it then, but stays if that is no process of this family. One that such a
 /// process has sent lets in with SHA-256 alone, and has the usual [limits](Bind) for handshakes, or
 /// lower ones.
+///
+/// It can only move. Where several processes are to accept at one address, each is given a `Handle` of a
+/// listener of std's or Tokio's, and makes connections of what it accepts by
+/// `Connection::from_fd`, without a key; or one process accepts, and sends the connections
+/// on to the others.
 pub struct Listener {
     address: Address,
     last_accepted: Mutex<Option<Address>>,
@@ -102,6 +107,31 @@ impl Listener {
     }
 
     /// The next peer that has come, and proved that it holds the key if there is one.
+    ///
+    /// A service goes on after what only one peer has done:
+    ///
+    /// ```no_run
+    /// # async fn demo(listener: tokio_multiprocess::Listener) -> tokio_multiprocess::Result<()> {
+    /// use tokio_multiprocess::Connection;
+    ///
+    /// async fn serve(mut conn: Connection) {
+    ///     while let Ok(text) = conn.recv::<String>().await {
+    ///         let _ = conn.send(&text.to_uppercase()).await;
+    ///     }
+    /// }
+    ///
+    /// loop {
+    ///     match listener.accept().await {
+    ///         Ok(conn) => drop(tokio::spawn(serve(conn))),
+    ///         // A peer without the key: the next one may have it.
+    ///         Err(e) if e.is_authentication() => continue,
+    ///         // Somebody has called `close`.
+    ///         Err(e) if e.is_closed() => break,
+    ///         Err(e) => return Err(e),
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
     ///
     /// Several tasks may wait at a time; each connection goes to one of them. Where the process has no
     /// descriptors left, the oldest handshake is given up for the newcomer, and with none under way

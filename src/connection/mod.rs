@@ -48,7 +48,8 @@
 //! `multiprocessing.connection.Listener` and `Client` of CPython 3.8 and later are peers, with the same
 //! key. Messages of bytes need nothing more; for Python's objects there is the feature `python` with the
 //! codec `python::Pickle`. Before 3.12 CPython authenticates by MD5 alone, which has to be asked for: the
-//! feature `md5`, and [`DigestPolicy::Md5`](auth::DigestPolicy).
+//! feature `md5`, and [`DigestPolicy::Md5`](DigestPolicy). `examples/python_peer.rs` talks in both
+//! directions with the Python of the machine.
 //!
 //! # Caveats
 //!

@@ -25,6 +25,25 @@
 //! # }
 //! ```
 //!
+//! A listener for Python's clients, which `Client(address, authkey=key)` reaches:
+//!
+//! ```no_run
+//! # async fn demo() -> tokio_multiprocess::Result<()> {
+//! use tokio_multiprocess::python::{Object, Pickle};
+//! use tokio_multiprocess::{AuthKey, Listener};
+//!
+//! let key = AuthKey::new("secret");
+//! let listener = Listener::bind("/run/jobs.sock").authkey(&key).await?;
+//! let mut conn = listener.accept().await?.with_codec::<Pickle>();
+//! let anything: Object = conn.recv().await?;
+//! conn.send(&("got", anything)).await?;
+//! # Ok(()) }
+//! ```
+//!
+//! Before 3.12 CPython proves that it holds a key by MD5 only: that takes the feature `md5` and
+//! `DigestPolicy::Md5`. `examples/python_peer.rs` is a whole program that talks with the `python3` of the
+//! machine, as listener and as client.
+//!
 //! # What is what
 //!
 //! | Rust | is sent as | and is read from |

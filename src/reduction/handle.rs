@@ -9,7 +9,7 @@ use serde::ser::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::transfer::{Attachment, attach, detach};
-use crate::sys::{AsFd, AsRawFd, BorrowedFd, Fd, RawFd};
+use crate::sys::{AsFd, AsRawFd, BorrowedFd, Fd, OwnedFd, RawFd};
 
 /// A file, socket or pipe in a message: whoever receives it has the same open file, by a descriptor of
 /// its own.
@@ -37,6 +37,32 @@ use crate::sys::{AsFd, AsRawFd, BorrowedFd, Fd, RawFd};
 /// # Ok(()) }
 /// ```
 ///
+/// # For several processes
+///
+/// An argument is taken by value, so each process is given a handle of its own: here, to accept at one
+/// address.
+///
+/// ```no_run
+/// use std::net::TcpListener;
+/// use tokio_multiprocess as mp;
+///
+/// fn serve(listener: mp::Handle<TcpListener>) -> mp::Result<()> {
+///     let listener = listener.into_inner()?;
+///     loop {
+///         let (_client, address) = listener.accept()?;
+///         println!("{} serves {address}", std::process::id());
+///     }
+/// }
+///
+/// # #[tokio::main] async fn main() -> mp::Result<()> {
+/// let listener = mp::Handle::new(TcpListener::bind("127.0.0.1:8080")?);
+/// let mut workers = Vec::new();
+/// for _ in 0..4 {
+///     workers.push(mp::Process::builder(serve, (listener.try_clone()?,)).start().await?);
+/// }
+/// # Ok(()) }
+/// ```
+///
 /// # What the two ends share
 ///
 /// All that belongs to the open file and not to its descriptor: the position in a file, its locks, and
@@ -58,7 +84,15 @@ impl<T: Transferable> Handle<T> {
         Self(Held::Value(value))
     }
 
-    /// The value, unless the handle was received: then only [`into_inner`](Self::into_inner) gives it.
+    /// Another handle of the same open file, as if it was received.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self(Held::Descriptor(self.as_fd().try_clone_to_owned()?)))
+    }
+
+    /// The value, unless the handle was received or cloned: then only [`into_inner`](Self::into_inner) gives it.
     pub fn get_ref(&self) -> Option<&T> {
         match &self.0 {
             Held::Value(value) => Some(value),
@@ -179,7 +213,7 @@ macro_rules! socket {
 }
 
 of_std! {
-    Fd
+    OwnedFd
     File
     io::PipeReader
     io::PipeWriter

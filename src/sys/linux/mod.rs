@@ -23,4 +23,4 @@ pub(crate) mod threads;
 pub(crate) mod usage;
 pub(crate) mod worker;
 
-pub(crate) use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd as Fd, RawFd};
+pub(crate) use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, OwnedFd as Fd, RawFd};
