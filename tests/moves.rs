@@ -9,16 +9,21 @@ use std::fs::File;
 use std::future::Future;
 use std::io::{self, PipeWriter, Read, Seek, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::pin::pin;
+use std::sync::Arc;
 use std::task::{Context, Waker};
+use std::time::Duration;
 
-use futures::SinkExt;
+use futures::future::{BoxFuture, FutureExt, TryFutureExt, join_all};
+use futures::{SinkExt, poll};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
-use serde::{Serialize, Serializer};
-use support::{eventually, run, run_each};
+use serde::{Deserialize, Serialize, Serializer};
+use support::{current_thread, eventually, guard, multi_thread, run, run_each};
+use tokio::task::JoinHandle;
 use tokio_multiprocess as mp;
-use tokio_multiprocess::{Connection, Handle, RecvHalf, SendHalf};
+use tokio_multiprocess::{Client, Connection, Handle, Listener, Process, RecvHalf, SendHalf, Waitable};
 
 /// Says whether a connection works in both directions, whoever has its other end.
 async fn assert_connected(a: &mut Connection, b: &mut Connection) {
@@ -157,6 +162,154 @@ fn what_was_sent_is_closed_here() {
         // The last one who had it is gone, though `moved` is still a variable here.
         drop(there);
         assert!(peer.recv::<u8>().await.unwrap_err().is_eof());
+    });
+}
+
+/// What can be waited for, and moves.
+#[derive(Serialize, Deserialize)]
+enum Waited {
+    Connection(Connection),
+    Half(RecvHalf),
+    Listener(Listener),
+}
+
+impl Waited {
+    /// Waits for it by each of the calls that there are, and tells what they say.
+    async fn wait(&self) -> Vec<mp::Result<()>> {
+        const LONG: Duration = Duration::from_secs(3_000);
+        let object: &dyn Waitable = match self {
+            Self::Connection(conn) => conn,
+            Self::Half(half) => half,
+            Self::Listener(listener) => listener,
+        };
+        let mut waits: Vec<BoxFuture<'_, mp::Result<()>>> = vec![
+            Box::pin(async move { mp::wait(&[object]).await.map(drop) }),
+            Box::pin(async move { mp::wait_timeout(&[object], LONG).await.map(drop) }),
+        ];
+        match self {
+            Self::Connection(conn) => {
+                waits.extend([conn.readable().boxed(), conn.poll_timeout(LONG).map_ok(drop).boxed()])
+            }
+            Self::Half(half) => {
+                waits.extend([half.readable().boxed(), half.poll_timeout(LONG).map_ok(drop).boxed()])
+            }
+            Self::Listener(_) => {}
+        }
+        for wait in &mut waits {
+            assert!(poll!(wait).is_pending());
+        }
+        join_all(waits).await
+    }
+}
+
+/// Whether each of several waits was told that what it waited for is gone.
+fn are_closed(waits: &[Vec<mp::Result<()>>]) -> bool {
+    waits.iter().flatten().all(|wait| wait.as_ref().is_err_and(mp::Error::is_closed))
+}
+
+/// Waits for each object in a task, which is waiting when this is ready.
+async fn wait_in_tasks(objects: &Arc<Vec<Waited>>) -> JoinHandle<Vec<Vec<mp::Result<()>>>> {
+    let (say, waiting) = tokio::sync::oneshot::channel();
+    let objects = objects.clone();
+    let waits = tokio::spawn(async move {
+        let mut waits = join_all(objects.iter().map(Waited::wait));
+        assert!(poll!(&mut waits).is_pending());
+        say.send(()).unwrap();
+        waits.await
+    });
+    waiting.await.unwrap();
+    waits
+}
+
+async fn hold(mut conn: Connection) {
+    let _objects: Vec<Waited> = conn.recv().await.unwrap();
+    conn.send("here").await.unwrap();
+    std::future::pending::<()>().await;
+}
+
+/// Who waits for something keeps it neither from moving nor from ending: it ends with its new owner.
+#[test]
+fn who_waits_is_told_that_it_has_moved_and_keeps_nothing_open() {
+    let _guard = guard(120);
+    // Its tasks do not even hear of it.
+    let idle = current_thread();
+    let mut peers = None;
+    let (objects, unheard) = idle.block_on(async {
+        let (packets, packets_peer) = mp::pipe().unwrap();
+        let (bytes, bytes_peer) = UnixStream::pair().unwrap();
+        let [bytes, bytes_peer] = [bytes, bytes_peer].map(|end| Connection::from_fd(end.into()).unwrap());
+        let (half, half_peer) = mp::simplex_pipe().unwrap();
+        let listener = Listener::bind(("127.0.0.1", 0)).await.unwrap();
+        peers = Some((packets_peer, bytes_peer, half_peer, listener.address().clone()));
+        let objects = Arc::new(vec![
+            Waited::Connection(packets),
+            Waited::Connection(bytes),
+            Waited::Half(half),
+            Waited::Listener(listener),
+        ]);
+        let unheard = wait_in_tasks(&objects).await;
+        (objects, unheard)
+    });
+    multi_thread().block_on(async {
+        let (mut packets, mut bytes, mut half, address) = peers.unwrap();
+        let heard = wait_in_tasks(&objects).await;
+        let (mut here, there) = mp::pipe().unwrap();
+        let child = Process::builder(hold, (there,)).start().await.unwrap();
+        here.send(&*objects).await.unwrap();
+        assert_eq!(here.recv::<String>().await.unwrap(), "here");
+        assert!(are_closed(&heard.await.unwrap()));
+        assert!(!unheard.is_finished());
+
+        child.kill().unwrap();
+        assert!(packets.recv::<u8>().await.unwrap_err().is_eof());
+        assert!(bytes.recv::<u8>().await.unwrap_err().is_eof());
+        child.join().await.unwrap();
+        assert!(half.send(&0).await.unwrap_err().is_eof());
+        let refused = Client::connect(address).await.unwrap_err();
+        assert!(
+            matches!(&refused, mp::Error::Io(e) if e.kind() == io::ErrorKind::ConnectionRefused),
+            "{refused}"
+        );
+    });
+    assert!(are_closed(&idle.block_on(unheard).unwrap()));
+}
+
+/// A half is gone by itself, though its descriptor stays with the other.
+#[test]
+fn who_waits_for_a_half_is_told_that_it_has_moved() {
+    run(60, async {
+        let (mut here, _there) = mp::pipe().unwrap();
+        let (conn, _peer) = mp::pipe().unwrap();
+        let (recv, _send) = conn.split();
+        let objects = Arc::new(vec![Waited::Half(recv)]);
+        let waits = wait_in_tasks(&objects).await;
+        here.send(&*objects).await.unwrap();
+        assert!(are_closed(&waits.await.unwrap()));
+    });
+}
+
+#[test]
+fn who_waits_for_a_listener_is_told_that_it_is_closed() {
+    run(60, async {
+        let objects = Arc::new(vec![Waited::Listener(Listener::temporary().await.unwrap())]);
+        let waits = wait_in_tasks(&objects).await;
+        let Waited::Listener(listener) = &objects[0] else { unreachable!() };
+        listener.close();
+        assert!(are_closed(&waits.await.unwrap()));
+    });
+}
+
+/// A message that comes to nothing has changed nothing for who waits.
+#[test]
+fn who_waits_for_what_stays_waits_on() {
+    run(60, async {
+        let (mut here, _there) = mp::pipe().unwrap();
+        let (conn, mut peer) = mp::pipe().unwrap();
+        let objects = Arc::new(vec![Waited::Connection(conn)]);
+        let waits = wait_in_tasks(&objects).await;
+        here.send(&(&*objects, Unwritable)).await.unwrap_err();
+        peer.send("hello").await.unwrap();
+        assert!(waits.await.unwrap().into_iter().flatten().all(|wait| wait.is_ok()));
     });
 }
 

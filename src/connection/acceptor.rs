@@ -17,6 +17,7 @@ use super::callers::Callers;
 use super::connection::Connection;
 use super::pending::Pending;
 use super::port::Port;
+use super::wait::{Buffered, Source};
 use crate::error::Result;
 use crate::reduction::{Attachment, Descriptor, Moves, Peer, writer};
 use crate::sys::{self, AsFd, Fd, net};
@@ -103,6 +104,8 @@ pub(super) struct Acceptor {
     /// No descriptor was left: when to see whether there is one.
     paused_until: Option<u64>,
     path: Option<BoundPath>,
+    /// Never set, as the socket tells all: for who has to learn of the end of this.
+    buffered: Arc<Buffered>,
 }
 
 impl Acceptor {
@@ -118,7 +121,13 @@ impl Acceptor {
             alarm: None,
             paused_until: None,
             path,
+            buffered: Arc::default(),
         })
+    }
+
+    /// By what one sees that somebody has come, for who waits without holding on to this.
+    pub(super) fn source(&self) -> Source<'static> {
+        Source::buffered(self.socket.fd(), &self.buffered, Self::NAME)
     }
 
     /// Polls what there is for all [`Callers`], who are woken when there is more.

@@ -18,11 +18,10 @@ use super::halves::{RecvHalf, SendHalf};
 use super::link::{self, Reader, Writer};
 use super::receiving::{Receiving, arrived, duplicate};
 use super::sending::Sending;
-use super::wait::{Buffered, Source, sealed};
+use super::wait::{Source, sealed, wait, wait_timeout};
 use crate::error::{Error, Result};
-use crate::reactor;
 use crate::reduction::{Codec, MessagePack, Movable, Moves, Peer};
-use crate::sys::{AsFd, Fd};
+use crate::sys::Fd;
 
 /// One end of a connection, over which whole messages go both ways.
 ///
@@ -137,34 +136,31 @@ impl<C> Connection<C> {
     /// ```
     ///
     /// # Errors
-    /// When no descriptor is left to wait with.
+    /// As those of [`readable`](Self::readable).
+    ///
+    /// # Panics
+    /// If it has to wait outside of a runtime with I/O.
     ///
     /// # Cancel safety
     /// Nothing is consumed.
     pub async fn poll_timeout(&self, timeout: Duration) -> Result<bool> {
-        let (fd, buffered) = self.readiness()?;
-        Ok(buffered.is_set() || reactor::readable_within(fd.as_fd(), timeout).await?)
+        Ok(!wait_timeout(&[self], timeout).await?.is_empty())
     }
 
     /// Waits until a call to receive would be ready at once, and takes nothing: see
     /// [`RecvHalf::readable`].
     ///
     /// # Errors
-    /// When no descriptor is left to wait with.
+    /// [`Error::Closed`] if it is closed or has moved, also if that happens while this waits,
+    /// which does not keep it open; and when no descriptor is left to wait with.
+    ///
+    /// # Panics
+    /// If it has to wait outside of a runtime with I/O.
     ///
     /// # Cancel safety
     /// Nothing is consumed.
     pub async fn readable(&self) -> Result<()> {
-        let (fd, buffered) = self.readiness()?;
-        if !buffered.is_set() {
-            reactor::readable(fd.as_fd()).await?;
-        }
-        Ok(())
-    }
-
-    /// By what one sees that something can be received.
-    pub(super) fn readiness(&self) -> Result<(Arc<Fd>, Arc<Buffered>)> {
-        self.inner.with(|inner| inner.recv.readiness())
+        wait(&[self]).await.map(drop)
     }
 
     /// Sends bytes as they are: see [`SendHalf::send_bytes`].
@@ -441,6 +437,6 @@ impl<'de, C> Deserialize<'de> for Connection<C> {
 /// As its receiving half.
 impl<C> sealed::Sealed for Connection<C> {
     fn source(&self) -> Result<Source<'_>> {
-        self.readiness().map(|(fd, buffered)| Source::buffered(fd, buffered))
+        self.inner.with(|inner| inner.recv.source())
     }
 }

@@ -13,11 +13,9 @@ use super::adaptors::{MessageSink, Messages};
 use super::connection::{Connection, Duplex};
 use super::receiving::Receiving;
 use super::sending::Sending;
-use super::wait::{Buffered, Source, sealed};
+use super::wait::{Source, sealed, wait, wait_timeout};
 use crate::error::Result;
-use crate::reactor;
 use crate::reduction::{Codec, MessagePack, Movable};
-use crate::sys::{AsFd, Fd};
 
 /// The end of a connection that receives: of [`simplex_pipe`](super::simplex_pipe), or of
 /// [`Connection::split`].
@@ -83,34 +81,31 @@ impl<C> RecvHalf<C> {
     /// As [`poll`](Self::poll), after waiting for at most `timeout` by the kernel's clock.
     ///
     /// # Errors
-    /// When no descriptor is left to wait with.
+    /// As those of [`readable`](Self::readable).
+    ///
+    /// # Panics
+    /// If it has to wait outside of a runtime with I/O.
     ///
     /// # Cancel safety
     /// Nothing is consumed.
     pub async fn poll_timeout(&self, timeout: Duration) -> Result<bool> {
-        let (fd, buffered) = self.readiness()?;
-        Ok(buffered.is_set() || reactor::readable_within(fd.as_fd(), timeout).await?)
+        Ok(!wait_timeout(&[self], timeout).await?.is_empty())
     }
 
     /// Waits until a call to receive would be ready at once, and takes nothing: see
     /// [`poll`](Self::poll).
     ///
     /// # Errors
-    /// When no descriptor is left to wait with.
+    /// [`Error::Closed`](crate::Error::Closed) if it is closed or has moved, also if that happens while this waits,
+    /// which does not keep it open; and when no descriptor is left to wait with.
+    ///
+    /// # Panics
+    /// If it has to wait outside of a runtime with I/O.
     ///
     /// # Cancel safety
     /// Nothing is consumed.
     pub async fn readable(&self) -> Result<()> {
-        let (fd, buffered) = self.readiness()?;
-        if !buffered.is_set() {
-            reactor::readable(fd.as_fd()).await?;
-        }
-        Ok(())
-    }
-
-    /// By what one sees that something can be received.
-    pub(super) fn readiness(&self) -> Result<(Arc<Fd>, Arc<Buffered>)> {
-        self.inner.with(|inner| inner.readiness())
+        wait(&[self]).await.map(drop)
     }
 
     /// How long a message may be, in bytes: 1 GiB unless another maximum is set. Of a closed half it
@@ -363,7 +358,7 @@ travels!(RecvHalf SendHalf);
 /// Ready when a message, its end or an error is there.
 impl<C> sealed::Sealed for RecvHalf<C> {
     fn source(&self) -> Result<Source<'_>> {
-        self.readiness().map(|(fd, buffered)| Source::buffered(fd, buffered))
+        self.inner.with(|inner| inner.source())
     }
 }
 

@@ -206,7 +206,7 @@ impl Listener {
 
 impl sealed::Sealed for Listener {
     fn source(&self) -> Result<Source<'_>> {
-        self.acceptor.with(|acceptor| Source::shared(acceptor.socket.fd().clone()))
+        self.acceptor.with(|acceptor| acceptor.source())
     }
 }
 

@@ -15,7 +15,7 @@ use super::frames::MAX_MESSAGE;
 use super::link::{ArrivedReader, Delivery, Reader, Wanted};
 use super::port::Port;
 use super::stream;
-use super::wait::Buffered;
+use super::wait::{Buffered, Source};
 use crate::error::{Error, Result};
 use crate::reduction::{Codec, Descriptor, Incoming, Moves, Peer, decode_from, writer};
 use crate::sys::{self, AsFd, Fd};
@@ -107,8 +107,8 @@ impl Receiving {
     }
 
     /// By what one sees that something can be received, for who waits without holding on to this.
-    pub(super) fn readiness(&self) -> (Arc<Fd>, Arc<Buffered>) {
-        (self.port.fd().clone(), self.buffered.clone())
+    pub(super) fn source(&self) -> Source<'static> {
+        Source::buffered(self.fd(), &self.buffered, Self::NAME)
     }
 
     pub(super) fn set_max_message(&mut self, max: usize) {

@@ -87,7 +87,7 @@ fn several_waiting_messages_cost_one_call_and_a_shared_end_takes_one_at_a_time()
         for i in 0..10 {
             assert_eq!(next(conn).unwrap(), &[i][..]);
         }
-        let (socket, _) = conn.readiness().unwrap();
+        let socket = conn.inner.with(|inner| inner.fd().clone()).unwrap();
         (0..)
             .take_while(|_| socket::recv(socket.as_fd(), &mut [0; 8], &mut Vec::new(), Mode::Try).is_ok())
             .count()

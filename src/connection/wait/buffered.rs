@@ -2,7 +2,7 @@
 
 use std::mem;
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use tokio::sync::Notify;
 
@@ -14,8 +14,8 @@ const WATCHED: u8 = 2;
 /// Whether an object is ready whatever its descriptor says, and who wants to be told of that.
 ///
 /// A reader takes several messages out of its socket at once, which the kernel then takes for idle.
-/// The flag belongs to whoever owns the reader; any thread may look at it. It ends with the reader:
-/// who watches it sees by that, too, that the object is gone.
+/// The flag belongs to whoever owns the reader; any thread may look at it. It ends with the reader,
+/// of which it tells as well: so who watches it learns that the object is gone.
 #[derive(Debug, Default)]
 pub(crate) struct Buffered {
     /// Both bits in one word, so that of a flag that goes up and a watcher that comes at the same
@@ -35,10 +35,7 @@ impl Buffered {
             self.state.fetch_and(!READY, Ordering::AcqRel);
         } else if self.state.fetch_or(READY, Ordering::AcqRel) & WATCHED != 0 {
             let watchers = lock(&self.watchers).clone();
-            for (bell, token) in watchers {
-                lock(&bell.told).push(token);
-                bell.ring();
-            }
+            watchers.iter().for_each(|(bell, token)| bell.tell(*token));
         }
     }
 
@@ -46,13 +43,20 @@ impl Buffered {
         self.state.load(Ordering::Acquire) & READY != 0
     }
 
-    /// Has `bell` told each time the flag goes up from now on. Whether it is up already is for the
+    /// Has `bell` told each time the flag goes up from now on, and when it ends. Whether it is up already is for the
     /// caller to ask afterwards.
     pub(crate) fn watch(self: &Arc<Self>, bell: &Arc<Bell>, token: u64) -> Watching {
         let mut watchers = lock(&self.watchers);
         watchers.push((bell.clone(), token));
         self.state.fetch_or(WATCHED, Ordering::AcqRel);
         Watching { buffered: Arc::downgrade(self), bell: bell.clone(), token }
+    }
+}
+
+impl Drop for Buffered {
+    fn drop(&mut self) {
+        let watchers = self.watchers.get_mut().unwrap_or_else(PoisonError::into_inner);
+        watchers.iter().for_each(|(bell, token)| bell.tell(*token));
     }
 }
 
@@ -82,7 +86,7 @@ impl Drop for Watching {
     }
 }
 
-/// Whom flags tell that they have gone up.
+/// Whom flags tell that they have gone up, or ended.
 #[derive(Debug, Default)]
 pub(crate) struct Bell {
     told: Mutex<Vec<u64>>,
@@ -90,13 +94,18 @@ pub(crate) struct Bell {
 }
 
 impl Bell {
+    fn tell(&self, token: u64) {
+        lock(&self.told).push(token);
+        self.ring();
+    }
+
     /// Wakes all who wait.
     pub(crate) fn ring(&self) {
         self.rung.notify_waiters();
     }
 
-    /// The tokens of flags that have gone up since the last call. A flag that went down meanwhile is
-    /// among them.
+    /// The tokens of flags that have gone up or ended since the last call. A flag that went down
+    /// meanwhile is among them.
     pub(crate) fn take(&self) -> Vec<u64> {
         mem::take(&mut lock(&self.told))
     }
@@ -145,8 +154,9 @@ mod tests {
     fn a_flag_ends_with_its_reader() {
         let (buffered, bell) = (Arc::new(Buffered::default()), Arc::new(Bell::default()));
         let watching = buffered.watch(&bell, 1);
+        let rung = bell.rung();
         drop(buffered);
-        assert_eq!(watching.is_set(), None);
+        assert_eq!((watching.is_set(), rung.now_or_never(), bell.take()), (None, Some(()), vec![1]));
     }
 
     /// Of a flag that goes up and a watcher that comes meanwhile, one sees the other.

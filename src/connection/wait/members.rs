@@ -6,7 +6,7 @@ use std::mem;
 use std::sync::Arc;
 
 use super::buffered::{Bell, Watching};
-use super::waitable::Source;
+use super::waitable::Held;
 use crate::sys::epoll::Epoll;
 use crate::sys::{self, AsRawFd, BorrowedFd, Fd, RawFd};
 
@@ -83,14 +83,14 @@ impl Members {
     /// Adds a member; true if it is ready by its own word.
     pub(super) fn enter(
         &mut self,
-        source: &Source<'_>,
+        object: &Held<'_>,
         epoll: &Epoll,
         bell: &Arc<Bell>,
     ) -> io::Result<(WaitKey, bool)> {
-        let entry = self.entry_of(source.fd(), epoll)?;
+        let entry = self.entry_of(object.fd(), epoll)?;
         let key = WaitKey(self.next());
-        let watching = source.buffered.as_ref().map(|buffered| buffered.watch(bell, key.0));
-        self.members.insert(key, Member { entry, watching, _kept: source.kept.clone(), hot: false, told: 0 });
+        let watching = object.buffered.as_ref().map(|buffered| buffered.watch(bell, key.0));
+        self.members.insert(key, Member { entry, watching, _kept: object.kept.clone(), hot: false, told: 0 });
         self.entries.get_mut(&entry).expect("it is there").keys.push(key);
         let ready = matches!(self.word(key), Word::Ready);
         if ready {

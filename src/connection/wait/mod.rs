@@ -51,7 +51,8 @@ use crate::sys;
 /// ```
 ///
 /// # Errors
-/// When one of the objects is closed; when no descriptor is left to wait with.
+/// [`Error::Closed`](crate::Error::Closed) when one of the objects is closed or has moved, also if that
+/// happens while it waits, which keeps nothing open; and when no descriptor is left to wait with.
 ///
 /// # Panics
 /// If it has to wait outside of a Tokio runtime with I/O.
@@ -99,9 +100,10 @@ fn sources<'a>(objects: &[&'a dyn Waitable]) -> Result<Vec<Source<'a>>> {
 }
 
 fn which_ready(sources: &[Source<'_>]) -> Result<Vec<usize>> {
-    let fds: Vec<_> = sources.iter().map(|source| source.fd()).collect();
+    let objects = sources.iter().map(Source::hold).collect::<Result<Vec<_>>>()?;
+    let fds: Vec<_> = objects.iter().map(|object| object.fd()).collect();
     let readable = sys::epoll::which_readable(&fds)?;
-    let ready = |index: &usize| readable[*index] || sources[*index].is_set();
+    let ready = |index: &usize| readable[*index] || objects[*index].is_set();
     Ok((0..sources.len()).filter(ready).collect())
 }
 
@@ -110,12 +112,6 @@ async fn wait_longer(sources: &[Source<'_>]) -> Result<Vec<usize>> {
     for source in sources {
         set.enter(source)?;
     }
-    loop {
-        set.wait().await?;
-        // The set tells of one or more in its own order. Of none if somebody was faster.
-        let ready = which_ready(sources)?;
-        if !ready.is_empty() {
-            return Ok(ready);
-        }
-    }
+    // The set would tell of some, in its own order, and of nobody who is gone.
+    set.ask(|| Ok(Some(which_ready(sources)?).filter(|ready| !ready.is_empty()))).await
 }

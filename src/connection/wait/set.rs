@@ -142,11 +142,11 @@ impl WaitSet {
     /// # Errors
     /// When it is closed, and when the kernel has no room (`fs.epoll.max_user_watches`).
     pub fn insert(&self, object: &(impl Waitable + ?Sized)) -> Result<WaitKey> {
-        Ok(self.enter(&object.source()?)?)
+        self.enter(&object.source()?)
     }
 
-    pub(super) fn enter(&self, source: &Source<'_>) -> io::Result<WaitKey> {
-        let (key, ready) = lock(&self.members).enter(source, &self.epoll, &self.bell)?;
+    pub(super) fn enter(&self, source: &Source<'_>) -> Result<WaitKey> {
+        let (key, ready) = lock(&self.members).enter(&source.hold()?, &self.epoll, &self.bell)?;
         if ready {
             self.bell.ring();
         }
@@ -180,15 +180,34 @@ impl WaitSet {
             if !ready.is_empty() {
                 return Ok(ready);
             }
-            let (runtime, registered) = self.register()?;
-            tokio::select! {
-                () = &mut rung => {}
-                edge = registered.edge_or_end() => if edge.is_err() {
-                    // Of a runtime that had the same number and has ended.
-                    lock(&self.registered).take_if(|(id, _)| *id == runtime);
-                }
+            self.doze(&mut rung).await?;
+        }
+    }
+
+    /// Has `answer` asked again and again until it has one: at once, and whenever a member is ready or gone.
+    pub(super) async fn ask<T>(&self, mut answer: impl FnMut() -> Result<Option<T>>) -> Result<T> {
+        loop {
+            let mut rung = pin!(self.bell.rung());
+            // If it finds somebody it rings, and there is another: until then the kernel is silent of him.
+            self.look().await?;
+            if let Some(answer) = answer()? {
+                return Ok(answer);
+            }
+            self.doze(&mut rung).await?;
+        }
+    }
+
+    /// Waits for something to happen: a bell that was heard since before the last look, or a report.
+    async fn doze(&self, rung: impl Future<Output = ()>) -> io::Result<()> {
+        let (runtime, registered) = self.register()?;
+        tokio::select! {
+            () = rung => {}
+            edge = registered.edge_or_end() => if edge.is_err() {
+                // Of a runtime that had the same number and has ended.
+                lock(&self.registered).take_if(|(id, _)| *id == runtime);
             }
         }
+        Ok(())
     }
 
     /// As [`wait`](Self::wait), for as long as `timeout` by the kernel's clock: if nothing is ready

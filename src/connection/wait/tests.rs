@@ -23,7 +23,7 @@ impl Reader {
 
 impl waitable::sealed::Sealed for Reader {
     fn source(&self) -> Result<Source<'_>> {
-        Ok(Source::buffered(self.socket.clone(), self.buffered.clone()))
+        Ok(Source::buffered(&self.socket, &self.buffered, "reader"))
     }
 }
 

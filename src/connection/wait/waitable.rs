@@ -1,9 +1,9 @@
 //! What can be waited for.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use super::Buffered;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::sys::{AsFd, BorrowedFd, Fd};
 
 /// What [`wait`](crate::wait) and [`WaitSet`](crate::WaitSet) take.
@@ -66,44 +66,71 @@ pub(crate) mod sealed {
 }
 
 /// By what an object tells that it is ready.
+///
+/// However long somebody waits by it, it keeps nothing open that might move: a connection that does must
+/// end with its new owner.
 #[derive(Debug)]
-pub struct Source<'a> {
+pub struct Source<'a>(Kind<'a>);
+
+#[derive(Debug)]
+enum Kind<'a> {
+    /// The descriptor tells all.
+    Bare(BorrowedFd<'a>),
+    /// The same, and a set keeps it open as long as it is a member.
+    Kept(Arc<Fd>),
+    /// Of an object in a cell that lends nothing, as it may leave at any time.
+    Cell { fd: Weak<Fd>, buffered: Weak<Buffered>, name: &'static str },
+}
+
+impl<'a> Source<'a> {
+    pub(crate) fn bare(fd: BorrowedFd<'a>) -> Self {
+        Self(Kind::Bare(fd))
+    }
+
+    /// Of what holds nothing of anybody's open, so that who is inserted into a set may be dropped.
+    pub(crate) fn kept(fd: Arc<Fd>) -> Self {
+        Self(Kind::Kept(fd))
+    }
+
+    /// Of an object in a cell, which is there as long as `buffered` is. It is ready when either is.
+    pub(crate) fn buffered(fd: &Arc<Fd>, buffered: &Arc<Buffered>, name: &'static str) -> Self {
+        Self(Kind::Cell { fd: Arc::downgrade(fd), buffered: Arc::downgrade(buffered), name })
+    }
+
+    /// The object itself, for a look and no longer.
+    ///
+    /// # Errors
+    /// When it is gone.
+    pub(super) fn hold(&self) -> Result<Held<'a>> {
+        let (fd, buffered, kept) = match &self.0 {
+            Kind::Bare(fd) => (Descriptor::Borrowed(*fd), None, None),
+            Kind::Kept(fd) => (Descriptor::Shared(fd.clone()), None, Some(fd.clone())),
+            Kind::Cell { fd, buffered, name } => match (fd.upgrade(), buffered.upgrade()) {
+                (Some(fd), buffered @ Some(_)) => (Descriptor::Shared(fd), buffered, None),
+                _ => return Err(Error::Closed(name)),
+            },
+        };
+        Ok(Held { fd, buffered, kept })
+    }
+}
+
+/// An object that stays open meanwhile.
+#[derive(Debug)]
+pub(super) struct Held<'a> {
     fd: Descriptor<'a>,
     /// What it holds besides what the descriptor tells of.
     pub(super) buffered: Option<Arc<Buffered>>,
-    /// What a set keeps open, so that who is inserted may be dropped: of what holds nothing of anybody's
-    /// open, as a connection would.
+    /// What a set keeps open.
     pub(super) kept: Option<Arc<Fd>>,
 }
 
 #[derive(Debug)]
 enum Descriptor<'a> {
     Borrowed(BorrowedFd<'a>),
-    /// Of an object in a cell that lends nothing, as it may leave at any time.
     Shared(Arc<Fd>),
 }
 
-impl<'a> Source<'a> {
-    /// The descriptor tells all.
-    pub(crate) fn bare(fd: BorrowedFd<'a>) -> Self {
-        Self { fd: Descriptor::Borrowed(fd), buffered: None, kept: None }
-    }
-
-    /// The same, of an object in a cell.
-    pub(crate) fn shared(fd: Arc<Fd>) -> Self {
-        Self { fd: Descriptor::Shared(fd), buffered: None, kept: None }
-    }
-
-    /// The same, for as long as a set has it as a member.
-    pub(crate) fn kept(fd: Arc<Fd>) -> Self {
-        Self { kept: Some(fd.clone()), ..Self::shared(fd) }
-    }
-
-    /// Ready when either is.
-    pub(crate) fn buffered(fd: Arc<Fd>, buffered: Arc<Buffered>) -> Self {
-        Self { buffered: Some(buffered), ..Self::shared(fd) }
-    }
-
+impl Held<'_> {
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         match &self.fd {
             Descriptor::Borrowed(fd) => *fd,
