@@ -101,7 +101,7 @@ mod error;
 mod fork;
 mod forkserver;
 mod function;
-#[cfg(any(fuzzing, test))]
+#[cfg(all(multiprocess, any(fuzzing, test)))]
 #[doc(hidden)]
 pub mod fuzz;
 mod log;
