@@ -21,7 +21,7 @@ use tokio_util::codec::Decoder;
 
 use crate::connection::auth::{self, DigestPolicy};
 use crate::connection::{Connection, FrameCodec, RecvHalf};
-use crate::reduction::{self, CodecError, Handle, Incoming, MessagePack, Peer};
+use crate::reduction::{self, CodecError, Descriptor, Incoming, MessagePack, Peer};
 use crate::sys::memory::{self, Frozen};
 use crate::sys::socket::{self, Mode};
 use crate::sys::{self, AsFd, Fd};
@@ -200,7 +200,7 @@ pub fn packets(data: &[u8]) {
             let turn = turns.next().expect("no more messages than bytes");
             let result = match turn % 2 {
                 _ if as_bytes & 1 == 0 => connection.recv_bytes().await.map(|bytes| last = Some(bytes)),
-                0 => connection.recv::<Vec<Handle>>().await.map(drop),
+                0 => connection.recv::<Vec<Descriptor>>().await.map(drop),
                 _ => connection.recv::<(Connection, Tree)>().await.map(drop),
             };
             match result {
