@@ -655,7 +655,7 @@ fn the_first_handles_that_do_not_fit_are_the_loss_of_their_message_alone() {
             let _limited = limited(2);
             assert_eq!(there.recv::<String>().await.unwrap(), "before");
             let error = there.recv::<Vec<Blob>>().await.unwrap_err();
-            assert!(matches!(&error, Error::Io(e) if e.raw_os_error() == Some(nix::libc::EMFILE)), "{error}");
+            assert!(error.to_string().ends_with("and is lost"), "{error}");
         }
         assert_eq!(there.recv::<String>().await.unwrap(), "after");
         here.send(&blobs).await.unwrap();

@@ -1,5 +1,6 @@
 //! What a connection sends over and receives from: the same interface for each kind of link.
 
+use std::io;
 use std::task::{Context, Poll};
 
 use bytes::Bytes;
@@ -55,6 +56,12 @@ impl Caution {
     pub(crate) fn heed(&mut self, descriptors: bool) {
         self.0 = if descriptors { Self::MESSAGES } else { self.0.saturating_sub(1) };
     }
+}
+
+/// What becomes of a message whose descriptors found no room, where it could not be looked at first: not
+/// an error that says that there is no room, as it is of no use to try again.
+pub(super) fn lost() -> io::Error {
+    io::Error::other("it came with descriptors for which there was no room, and is lost")
 }
 
 /// What is to be sent.

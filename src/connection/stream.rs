@@ -17,7 +17,7 @@ use tokio::io::ReadBuf;
 use super::beside::{Beside, Taken};
 use super::frames::{Fault, Header};
 use super::linger::{self, CHUNK, Rest, Ticket};
-use super::link::{Caution, Delivery, HEADROOM, Parcel, Wanted};
+use super::link::{self, Caution, Delivery, HEADROOM, Parcel, Wanted};
 use super::port::Port;
 use crate::error::{Error, Result};
 use crate::reduction::Descriptor;
@@ -190,7 +190,7 @@ impl Reader {
         self.caution.heed(header.beside > 0);
         let handles = match self.beside.take(header.beside.into()) {
             Taken::All(handles) => handles,
-            Taken::Lost => return Err(sys::fd::exhausted().into()),
+            Taken::Lost => return Err(link::lost().into()),
         };
         if !header.carrier {
             return Ok(Delivery { body, handles });
