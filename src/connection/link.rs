@@ -148,9 +148,9 @@ impl Reader {
     ///
     /// # Errors
     /// Where messages would tear.
-    pub(crate) fn share(&mut self) -> Result<Self> {
+    pub(crate) fn share(&mut self, fd: BorrowedFd<'_>) -> Result<Self> {
         match self {
-            Self::Packets(packets) => Ok(Self::Packets(packets.share())),
+            Self::Packets(packets) => Ok(Self::Packets(packets.share(fd)?)),
             Self::Stream(_) => Err(torn()),
         }
     }

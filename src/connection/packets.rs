@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
-use super::link::{Caution, Delivery, FRAME_HEAD, HEADROOM, Parcel};
+use super::link::{Delivery, FRAME_HEAD, HEADROOM, Parcel};
 use super::port::Port;
 use crate::error::{Error, Result};
 use crate::reduction::Descriptor;
@@ -45,11 +45,12 @@ pub(crate) struct Reader {
     /// Others receive from the same socket.
     shared: bool,
     ended: bool,
+    /// Whether the socket can be read ahead, as soon as that was tried.
+    #[serde(skip)]
+    ahead: Option<bool>,
     /// How many messages the socket last had, and one.
     #[serde(skip)]
     appetite: usize,
-    #[serde(skip)]
-    caution: Caution,
 }
 
 impl Reader {
@@ -57,9 +58,10 @@ impl Reader {
         self.shared
     }
 
-    pub(crate) fn share(&mut self) -> Self {
+    pub(crate) fn share(&mut self, socket: BorrowedFd<'_>) -> io::Result<Self> {
+        socket::look_at_next(socket)?;
         self.shared = true;
-        Self { shared: true, ..Self::default() }
+        Ok(Self { shared: true, ..Self::default() })
     }
 
     pub(crate) fn holds_message(&self) -> bool {
@@ -122,38 +124,36 @@ impl Reader {
         }
     }
 
-    /// Takes what waits in the socket, and says whether there may be more.
+    /// Takes what waits in the socket, and says whether there may be more. What comes with descriptors
+    /// stays there until these fit below the limit.
     fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
-        let cautious = self.shared || self.caution.is_due();
-        if cautious {
-            let mut room = true;
-            socket::peek(socket, |datagram| room = !datagram.fds_truncated)?;
-            if !room {
-                return Err(sys::fd::exhausted());
+        let mut frames = Vec::new();
+        if self.shared || !*self.ahead.get_or_insert_with(|| socket::look_ahead(socket)) {
+            socket::recv_next(socket, |datagram| self.push(datagram, &mut frames))?;
+            self.close_frames(&mut frames);
+            return Ok(true);
+        }
+        let asked = self.appetite.clamp(1, BATCH);
+        let (count, more) = socket::recv_ahead(socket, asked, |datagram| self.push(datagram, &mut frames))?;
+        self.close_frames(&mut frames);
+        self.appetite = if count == asked { 2 * asked } else { count + 1 };
+        Ok(more)
+    }
+
+    fn push(&mut self, datagram: Datagram<'_>, frames: &mut Vec<u8>) {
+        if self.ended {
+            return;
+        }
+        if frames.len() > GATHERED {
+            self.close_frames(frames);
+        }
+        if !take_frames(&datagram, frames) {
+            self.close_frames(frames);
+            match arrived(datagram) {
+                Some(arrived) => self.arrived.push_back(arrived),
+                None => self.ended = true,
             }
         }
-        let asked = if cautious { 1 } else { self.appetite.clamp(1, BATCH) };
-        let mut frames = Vec::new();
-        let count = socket::recv_batch(socket, asked, |datagram| {
-            if self.ended {
-                return;
-            }
-            self.caution.heed(!datagram.fds.is_empty());
-            if frames.len() > GATHERED {
-                self.close_frames(&mut frames);
-            }
-            if !take_frames(&datagram, &mut frames) {
-                self.close_frames(&mut frames);
-                match arrived(datagram) {
-                    Some(arrived) => self.arrived.push_back(arrived),
-                    None => self.ended = true,
-                }
-            }
-        })?;
-        self.close_frames(&mut frames);
-        let more = count == asked;
-        self.appetite = if more { 2 * asked } else { count + 1 };
-        Ok(more)
     }
 
     fn close_frames(&mut self, frames: &mut Vec<u8>) {

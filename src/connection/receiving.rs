@@ -130,7 +130,7 @@ impl Receiving {
 
     /// Another hand on the same descriptor. From now on neither takes more than it receives.
     pub(super) fn share(&mut self) -> Result<Self> {
-        let reader = self.reader.share()?;
+        let reader = self.reader.share(self.port.as_fd())?;
         Ok(Self { max: self.max, ..Self::new(self.port.fd().clone(), reader, self.peer) })
     }
 

@@ -99,3 +99,51 @@ fn several_waiting_messages_cost_one_call_and_a_shared_end_takes_one_at_a_time()
     assert_eq!(left(&peer, &mut conn), 10);
     drop(other);
 }
+
+#[test]
+fn what_has_descriptors_stays_in_the_socket_until_its_turn_comes() {
+    let (socket, peer) = socket::seqpacket_pair().unwrap();
+    let bell = [fd::eventfd().unwrap()];
+    let descriptors: [usize; 7] = [0, 0, 0, 1, 0, 1, 1];
+    for (ahead, turns) in [(None, &[3, 2, 1, 1][..]), (Some(false), &[1; 7])] {
+        for (i, count) in descriptors.iter().enumerate() {
+            send(&peer, &[0, i as u8], &bell[..*count]);
+        }
+        let mut reader = Reader { ahead, ..Reader::default() };
+        let mut taken = 0;
+        for turn in turns {
+            reader.appetite = BATCH;
+            reader.fill(socket.as_fd()).unwrap();
+            for _ in 0..*turn {
+                let message = reader.take(usize::MAX).unwrap().unwrap().unwrap();
+                assert_eq!(
+                    (&message.body[..], message.handles.len()),
+                    (&[taken as u8][..], descriptors[taken])
+                );
+                taken += 1;
+            }
+            assert!(!reader.holds_message(), "more than {turn} at a time, {ahead:?}");
+        }
+        assert_eq!(taken, descriptors.len());
+        assert_eq!(reader.fill(socket.as_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+        socket::look_at_next(socket.as_fd()).unwrap();
+    }
+}
+
+#[test]
+fn a_message_that_is_too_long_loses_itself_alone_when_it_is_read_ahead() {
+    let (socket, peer) = socket::seqpacket_pair().unwrap();
+    for bytes in [&[0, 1][..], &vec![0; 80 << 10], &[0, 2]] {
+        send(&peer, bytes, &[]);
+    }
+    let mut reader = Reader { appetite: BATCH, ..Reader::default() };
+    let mut next = || {
+        while !reader.holds_message() {
+            reader.fill(socket.as_fd()).unwrap();
+        }
+        reader.take(usize::MAX).map(|message| message.unwrap().unwrap().body)
+    };
+    assert_eq!(next().unwrap(), &[1][..]);
+    assert!(matches!(next(), Err(Error::Malformed(_))));
+    assert_eq!(next().unwrap(), &[2][..]);
+}

@@ -26,10 +26,20 @@ pub(crate) struct Datagram<'a> {
     pub(crate) fds_truncated: bool,
 }
 
-pub(crate) fn recv_batch(_: BorrowedFd<'_>, _: usize, _: impl FnMut(Datagram<'_>)) -> io::Result<usize> {
+pub(crate) fn look_ahead(_: BorrowedFd<'_>) -> bool {
+    false
+}
+pub(crate) fn look_at_next(_: BorrowedFd<'_>) -> io::Result<()> {
     unsupported()
 }
-pub(crate) fn peek(_: BorrowedFd<'_>, _: impl FnMut(Datagram<'_>)) -> io::Result<()> {
+pub(crate) fn recv_ahead(
+    _: BorrowedFd<'_>,
+    _: usize,
+    _: impl FnMut(Datagram<'_>),
+) -> io::Result<(usize, bool)> {
+    unsupported()
+}
+pub(crate) fn recv_next(_: BorrowedFd<'_>, _: impl FnOnce(Datagram<'_>)) -> io::Result<()> {
     unsupported()
 }
 pub(crate) fn try_send_bytes(_: BorrowedFd<'_>, _: &[u8]) -> io::Result<()> {
