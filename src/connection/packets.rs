@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::{Buf, Bytes};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de, ser};
 
-use super::link::{Delivery, FRAME_HEAD, HEADROOM, Parcel};
+use super::link::{self, Delivery, FRAME_HEAD, HEADROOM, Parcel};
 use super::port::Port;
 use crate::error::{Error, Result};
 use crate::reduction::Descriptor;
@@ -249,7 +249,7 @@ fn arrived(datagram: Datagram<'_>) -> Option<Arrived> {
     let lost = if datagram.truncated {
         Error::Malformed("it is longer than any packet")
     } else if datagram.fds_truncated {
-        io::Error::other("it came with descriptors for which there was no room, and is lost").into()
+        link::lost().into()
     } else {
         match Unopened::new(*head, datagram.fds, bytes) {
             Some(packet) => return Some(Arrived::Packet(packet)),
