@@ -18,7 +18,7 @@ use std::time::Duration;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction};
 use nix::unistd::Pid;
 use support::process::{Call, Meeting};
-use support::{PATIENCE, Random, current_thread, guard, multi_thread, run, run_each};
+use support::{PATIENCE, Random, current_thread, eventually, guard, multi_thread, run, run_each};
 use tempfile::TempDir;
 use tokio_multiprocess as mp;
 use tokio_multiprocess::connection::auth::{answer_challenge, deliver_challenge};
@@ -256,7 +256,8 @@ async fn accept_one(meeting: String) {
     let listener = Listener::temporary().await.unwrap();
     Call::to(&meeting).say(listener.address());
     let mut connection = listener.accept().await.unwrap();
-    assert!(HANDLED.load(Ordering::Relaxed));
+    // It may have come to another thread, which is not there yet.
+    eventually("the signal is handled", || HANDLED.load(Ordering::Relaxed)).await;
     connection.send("ready").await.unwrap();
 }
 
