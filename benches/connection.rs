@@ -6,17 +6,19 @@ mod peer;
 mod support;
 
 use peer::{Kind, Peer, Work};
-use support::{Bound, Figure, heading};
+use support::{Bound, Figure, KeptOn, heading};
 use tokio::runtime::{Builder, Runtime};
 
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 15;
 const ALL: [Kind; 3] = [Kind::Bare, Kind::Pipe, Kind::Listener];
 
 fn main() {
     let current = Builder::new_current_thread().enable_all().build().expect("a runtime");
     let multi = Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    round_trips("64 B there and back, current_thread runtime", &current);
     round_trips("64 B there and back, multi_thread runtime", &multi);
+    // Who is at the other end is on another one.
+    let _here = KeptOn::processor(0);
+    round_trips("64 B there and back, current_thread runtime", &current);
     one_way(&current);
     for (title, size, count) in [
         ("16 KiB one way, each", 16 << 10, 2_000),

@@ -497,6 +497,27 @@ fn at_the_limit_of_descriptors_nothing_is_lost() {
     });
 }
 
+/// What has come once may come again, wherever both ends have gone meanwhile.
+#[test]
+fn ends_that_moved_lose_nothing_at_the_limit_of_descriptors() {
+    run(60, async {
+        let (mut here, mut there) = mp::pipe().unwrap();
+        let file = || Handle::new(File::open("/dev/null").unwrap());
+        here.send(&file()).await.unwrap();
+        there.recv::<Handle<File>>().await.unwrap();
+        let (mut from, mut to) = mp::pipe().unwrap();
+        from.send(&(here, there)).await.unwrap();
+        let (mut here, mut there): (Connection, Connection) = to.recv().await.unwrap();
+        here.send(&file()).await.unwrap();
+        {
+            let _limit = Limit::room_for(0);
+            let error = there.recv::<Handle<File>>().await.unwrap_err();
+            assert!(matches!(&error, mp::Error::Io(e) if e.raw_os_error() == Some(24)), "{error}");
+        }
+        there.recv::<Handle<File>>().await.unwrap();
+    });
+}
+
 /// What is fed stays until there is a descriptor for it; if there is nobody for it, what it moves stays.
 #[test]
 fn what_was_fed_waits_for_descriptors_but_not_for_the_dead() {

@@ -6,6 +6,9 @@
 
 use std::time::{Duration, Instant};
 
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
+use nix::unistd::Pid;
+
 /// What one operation takes in seconds, once for each round.
 #[derive(Debug)]
 pub(crate) struct Figure {
@@ -112,4 +115,29 @@ fn time(seconds: f64) -> String {
         s => (s * 1e9, "ns"),
     };
     format!("{value:7.2} {unit}")
+}
+
+/// This thread on one processor, and on those from before once this is dropped.
+///
+/// Two processes that talk take a third of the time if the scheduler has put both on the same one: then
+/// chance would decide, not what is compared.
+#[must_use]
+#[derive(Debug)]
+pub(crate) struct KeptOn(CpuSet);
+
+impl KeptOn {
+    /// Where there is no such processor, nothing changes.
+    pub(crate) fn processor(number: usize) -> Self {
+        let this_thread = Pid::from_raw(0);
+        let before = sched_getaffinity(this_thread).expect("the processors");
+        let mut one = CpuSet::new();
+        let _ = one.set(number).and_then(|()| sched_setaffinity(this_thread, &one));
+        Self(before)
+    }
+}
+
+impl Drop for KeptOn {
+    fn drop(&mut self) {
+        let _ = sched_setaffinity(Pid::from_raw(0), &self.0);
+    }
 }

@@ -12,6 +12,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 use tokio_multiprocess as mp;
 
+use crate::support::KeptOn;
+
 #[derive(Clone, Copy)]
 pub(crate) enum Kind {
     Bare,
@@ -115,6 +117,7 @@ impl End {
 }
 
 async fn peer(way: Way, work: Work) {
+    let _elsewhere = KeptOn::processor(1);
     let mut end = match way {
         Way::Bare(path) => End::bare(UnixStream::connect(path).await.expect("a connection")),
         Way::Pipe(connection) => End::Ours(connection),

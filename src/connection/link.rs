@@ -280,7 +280,7 @@ fn torn() -> Error {
 pub(crate) fn open(fd: &Fd) -> Result<(Reader, Writer)> {
     Ok(match kind(fd.as_fd())? {
         Kind::Packets => {
-            (Reader::Packets(packets::Reader::default()), Writer::Packets(packets::Writer::default()))
+            (Reader::Packets(packets::Reader::wary()), Writer::Packets(packets::Writer::default()))
         }
         kind => {
             let (reads, writes) = directions(fd.as_fd())?;

@@ -44,6 +44,8 @@ pub(crate) struct Reader {
     arrived: VecDeque<Arrived>,
     /// Others receive from the same socket.
     shared: bool,
+    /// Messages may have descriptors, and are looked at before they are taken.
+    wary: bool,
     ended: bool,
     /// Whether the socket can be read ahead, as soon as that was tried.
     #[serde(skip)]
@@ -54,6 +56,11 @@ pub(crate) struct Reader {
 }
 
 impl Reader {
+    /// Receives of a writer that may give no notice of descriptors.
+    pub(crate) fn wary() -> Self {
+        Self { wary: true, ..Self::default() }
+    }
+
     pub(crate) fn is_shared(&self) -> bool {
         self.shared
     }
@@ -128,13 +135,17 @@ impl Reader {
     /// stays there until these fit below the limit.
     fn fill(&mut self, socket: BorrowedFd<'_>) -> io::Result<bool> {
         let mut frames = Vec::new();
-        if self.shared || !*self.ahead.get_or_insert_with(|| socket::look_ahead(socket)) {
-            socket::recv_next(socket, |datagram| self.push(datagram, &mut frames))?;
-            self.close_frames(&mut frames);
-            return Ok(true);
-        }
         let asked = self.appetite.clamp(1, BATCH);
-        let (count, more) = socket::recv_ahead(socket, asked, |datagram| self.push(datagram, &mut frames))?;
+        let wary = self.wary;
+        let alone = self.shared || wary && !*self.ahead.get_or_insert_with(|| socket::look_ahead(socket));
+        let push = |datagram: Datagram<'_>| self.push(datagram, &mut frames);
+        let (count, more) = if alone {
+            socket::recv_next(socket, push).map(|()| (1, true))?
+        } else if wary {
+            socket::recv_ahead(socket, asked, push)?
+        } else {
+            socket::recv_unseen(socket, asked, push)?
+        };
         self.close_frames(&mut frames);
         self.appetite = if count == asked { 2 * asked } else { count + 1 };
         Ok(more)
@@ -147,7 +158,9 @@ impl Reader {
         if frames.len() > GATHERED {
             self.close_frames(frames);
         }
-        if !take_frames(&datagram, frames) {
+        if datagram.bytes == [packet::NOTICE] {
+            self.wary = true;
+        } else if !take_frames(&datagram, frames) {
             self.close_frames(frames);
             match arrived(datagram) {
                 Some(arrived) => self.arrived.push_back(arrived),
@@ -282,6 +295,8 @@ mod lost {
 pub(crate) struct Writer {
     /// Others send over the same socket.
     shared: bool,
+    /// How many notices of descriptors have been sent.
+    notices: usize,
     /// When to try again, if there was a shortage.
     #[serde(skip)]
     retry: Option<Port>,
@@ -294,7 +309,7 @@ impl Writer {
 
     pub(crate) fn share(&mut self) -> Self {
         self.shared = true;
-        Self { shared: true, retry: None }
+        Self { shared: true, notices: self.notices, retry: None }
     }
 
     pub(crate) fn poll_send(
@@ -323,7 +338,7 @@ impl Writer {
                 Err(error) => return Poll::Ready(Err(error.into())),
             }
             ready!(port.poll_writable(cx))?;
-            match send(port.as_fd(), parcel) {
+            match self.send(port.as_fd(), parcel) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => port.clear_writable(),
                 Err(error) if socket::is_full(&error) => self.retry = Some(Port::after(SHORTAGE)?),
                 Err(error) if socket::is_reset(&error) => {}
@@ -334,6 +349,25 @@ impl Writer {
                 }
             }
         }
+    }
+
+    /// Sends all of it, or nothing but notices.
+    fn send(&mut self, socket: BorrowedFd<'_>, parcel: &mut Parcel<'_>) -> io::Result<()> {
+        if let Some(packed) = &parcel.packed {
+            // As many as a reader may take without a look: so none that it takes so is what follows them.
+            while self.notices < BATCH {
+                socket::try_send_bytes(socket, &[packet::NOTICE])?;
+                self.notices += 1;
+            }
+            let parts = [&parcel.front[HEADROOM..], parcel.rest];
+            return packed.send(socket, &parts, parcel.handles, Mode::Try);
+        }
+        parcel.front[HEADROOM - 1] = if parcel.batch { packet::BATCH } else { 0 };
+        let front = &parcel.front[HEADROOM - 1..];
+        if parcel.rest.is_empty() {
+            return socket::try_send_bytes(socket, front);
+        }
+        socket::send(socket, &[IoSlice::new(front), IoSlice::new(parcel.rest)], &[], Mode::Try)
     }
 }
 
@@ -350,20 +384,6 @@ fn is_packed(parcel: &mut Parcel<'_>) -> io::Result<bool> {
         }
     };
     packed.pack(&[&parcel.front[HEADROOM..], parcel.rest])
-}
-
-/// Sends all of it, or nothing.
-fn send(socket: BorrowedFd<'_>, parcel: &mut Parcel<'_>) -> io::Result<()> {
-    if let Some(packed) = &parcel.packed {
-        let parts = [&parcel.front[HEADROOM..], parcel.rest];
-        return packed.send(socket, &parts, parcel.handles, Mode::Try);
-    }
-    parcel.front[HEADROOM - 1] = if parcel.batch { packet::BATCH } else { 0 };
-    let front = &parcel.front[HEADROOM - 1..];
-    if parcel.rest.is_empty() {
-        return socket::try_send_bytes(socket, front);
-    }
-    socket::send(socket, &[IoSlice::new(front), IoSlice::new(parcel.rest)], &[], Mode::Try)
 }
 
 #[cfg(all(test, multiprocess))]

@@ -6,7 +6,7 @@
 //!
 //! | the datagram | is |
 //! |---|---|
-//! | first byte | [`BODY_IN_MEMFD`], [`CARRIER`], [`BATCH`], added up |
+//! | first byte | [`BODY_IN_MEMFD`], [`CARRIER`], [`BATCH`], added up; or [`NOTICE`], alone |
 //! | further bytes | the body; with a memfd nothing that counts, see [`WEIGHT`] |
 //! | descriptors | the memfd, the carrier, the first of the message's own |
 
@@ -40,6 +40,9 @@ const BODY_IN_MEMFD: u8 = 1;
 pub(crate) const CARRIER: u8 = 2;
 /// The body is several messages, each after its length.
 pub(crate) const BATCH: u8 = 4;
+/// No message: from now on messages may come with descriptors, and a reader should look whether these fit
+/// before it takes them.
+pub(crate) const NOTICE: u8 = 8;
 
 /// What a message needs beside its datagram. Made once, however often sending has to be tried: first
 /// [`new`](Self::new), then [`pack`](Self::pack) until it says true, then [`send`](Self::send).

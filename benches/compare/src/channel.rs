@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use tokio_multiprocess as mp;
 
 use crate::peer::{SIZE, VALUE, Value, Work};
-use crate::support::share;
+use crate::support::{KeptOn, share};
 
 /// Of channels of bytes, and one of values.
 #[derive(Serialize, Deserialize)]
@@ -31,6 +31,7 @@ fn connect(name: String) -> (Ends, IpcReceiver<Value>) {
 }
 
 fn peer(name: String, work: Work) {
+    let _elsewhere = KeptOn::processor(1);
     let (Ends { to, from, values }, taken) = connect(name);
     drop(values);
     match work {

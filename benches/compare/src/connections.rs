@@ -5,12 +5,14 @@ use tokio::runtime::Runtime;
 use crate::anchor::anchor;
 use crate::channel::Channel;
 use crate::peer::{Kind, Peer, SIZE, Work};
-use crate::support::{Bound, Figure, heading};
+use crate::support::{Bound, Figure, KeptOn, heading};
 
-const ROUNDS: usize = 9;
+const ROUNDS: usize = 15;
 const KINDS: [Kind; 3] = [Kind::Bare, Kind::Pipe, Kind::Listener];
 
 pub(crate) fn compare(runtime: &Runtime, python: bool) {
+    // Who is at the other end is on another one.
+    let _here = KeptOn::processor(0);
     round_trips(runtime, python);
     values(runtime, python);
     bytes(runtime, python, "64 B of bytes one way, each", SIZE, 50_000);
@@ -43,7 +45,7 @@ fn figures() -> ([Figure; 3], Figure, Figure) {
 }
 
 fn round_trips(runtime: &Runtime, python: bool) {
-    const TRIPS: u32 = 3_000;
+    const TRIPS: u32 = 2_000;
     let mut parties = runtime.block_on(Parties::start(Work::Echo));
     let (mut trips, mut channel, mut cpython) = figures();
     for _ in 0..ROUNDS {
@@ -67,7 +69,7 @@ fn round_trips(runtime: &Runtime, python: bool) {
 }
 
 fn values(runtime: &Runtime, python: bool) {
-    const COUNT: u32 = 100_000;
+    const COUNT: u32 = 50_000;
     let mut parties = runtime.block_on(Parties::start(Work::Values { count: COUNT }));
     let (mut sent, mut channel, mut cpython) = figures();
     let [_, ours @ ..] = KINDS;

@@ -11,12 +11,16 @@ fn connection() -> (Connection, Fd) {
     (crate::connection::pipe::end(a), b)
 }
 
-/// What is received at once.
-fn next(conn: &mut Connection) -> Result<Bytes> {
-    match pin!(conn.recv_bytes()).poll(&mut Context::from_waker(Waker::noop())) {
-        Poll::Ready(received) => received,
-        Poll::Pending => panic!("nothing is there"),
+/// What a future gives at once.
+fn now<T>(future: impl Future<Output = T>) -> T {
+    match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
+        Poll::Ready(output) => output,
+        Poll::Pending => panic!("it has to wait"),
     }
+}
+
+fn next(conn: &mut Connection) -> Result<Bytes> {
+    now(conn.recv_bytes())
 }
 
 fn send(socket: &Fd, bytes: &[u8], fds: &[Fd]) {
@@ -32,7 +36,7 @@ fn what_is_no_message_is_an_error_and_the_next_one_comes() {
     let long = vec![0; 80 << 10];
     let cases: [(&[u8], Vec<Fd>); 11] = [
         // No head of ours.
-        (&[8, 1, 2], vec![]),
+        (&[16, 1, 2], vec![]),
         (&[255], vec![bell()]),
         // Batches whose lengths say too much, or too little, or nothing.
         (&[packet::BATCH], vec![]),
@@ -109,7 +113,7 @@ fn what_has_descriptors_stays_in_the_socket_until_its_turn_comes() {
         for (i, count) in descriptors.iter().enumerate() {
             send(&peer, &[0, i as u8], &bell[..*count]);
         }
-        let mut reader = Reader { ahead, ..Reader::default() };
+        let mut reader = Reader { ahead, ..Reader::wary() };
         let mut taken = 0;
         for turn in turns {
             reader.appetite = BATCH;
@@ -136,7 +140,7 @@ fn a_message_that_is_too_long_loses_itself_alone_when_it_is_read_ahead() {
     for bytes in [&[0, 1][..], &vec![0; 80 << 10], &[0, 2]] {
         send(&peer, bytes, &[]);
     }
-    let mut reader = Reader { appetite: BATCH, ..Reader::default() };
+    let mut reader = Reader { appetite: BATCH, ..Reader::wary() };
     let mut next = || {
         while !reader.holds_message() {
             reader.fill(socket.as_fd()).unwrap();
@@ -146,4 +150,42 @@ fn a_message_that_is_too_long_loses_itself_alone_when_it_is_read_ahead() {
     assert_eq!(next().unwrap(), &[1][..]);
     assert!(matches!(next(), Err(Error::Malformed(_))));
     assert_eq!(next().unwrap(), &[2][..]);
+}
+
+#[test]
+fn what_has_descriptors_is_looked_at_however_many_are_taken_unseen() {
+    for before in 0..2 * BATCH {
+        let (mut here, there) = crate::pipe().unwrap();
+        for _ in 0..before {
+            now(here.send_bytes(b"x")).unwrap();
+        }
+        now(here.send(&crate::Handle::new(fd::eventfd().unwrap()))).unwrap();
+        let mut reader = Reader::default();
+        let socket = there.inner.with(|inner| inner.fd().clone()).unwrap();
+        // As hungry as it can be: all that waits, as far as it may go.
+        let mut taken = 0;
+        while !reader.wary {
+            reader.appetite = BATCH;
+            reader.fill(socket.as_fd()).unwrap();
+            while reader.holds_message() {
+                assert!(reader.take(usize::MAX).unwrap().unwrap().unwrap().handles.is_empty());
+                taken += 1;
+            }
+        }
+        assert_eq!(taken, before);
+    }
+}
+
+#[test]
+fn an_end_that_is_shared_shows_its_next_message_to_all_who_look() {
+    let (socket, peer) = socket::seqpacket_pair().unwrap();
+    let mut reader = Reader::wary();
+    assert_eq!(reader.fill(socket.as_fd()).unwrap_err().kind(), io::ErrorKind::WouldBlock);
+    reader.share(socket.as_fd()).unwrap();
+    send(&peer, &[0, 1, 2], &[]);
+    send(&peer, &[0, 1], &[]);
+    for _ in 0..2 {
+        let seen = socket::recv_duplicates(socket.as_fd(), &mut [0; 8], &mut Vec::new(), Mode::Try);
+        assert_eq!(seen.unwrap().len, 3);
+    }
 }

@@ -12,7 +12,7 @@ use nix::sys::socket::{
 mod batch;
 pub(crate) mod stream;
 
-pub(crate) use batch::{BATCH, Datagram, look_ahead, look_at_next, recv_ahead, recv_next};
+pub(crate) use batch::{BATCH, Datagram, look_ahead, look_at_next, recv_ahead, recv_next, recv_unseen};
 
 /// The most descriptors that the kernel takes beside one message.
 pub(crate) const MAX_FDS: usize = 253;

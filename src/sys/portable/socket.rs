@@ -32,6 +32,13 @@ pub(crate) fn look_ahead(_: BorrowedFd<'_>) -> bool {
 pub(crate) fn look_at_next(_: BorrowedFd<'_>) -> io::Result<()> {
     unsupported()
 }
+pub(crate) fn recv_unseen(
+    _: BorrowedFd<'_>,
+    _: usize,
+    _: impl FnMut(Datagram<'_>),
+) -> io::Result<(usize, bool)> {
+    unsupported()
+}
 pub(crate) fn recv_ahead(
     _: BorrowedFd<'_>,
     _: usize,

@@ -7,11 +7,11 @@ use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
 
-use super::{CONTROL_LEN, Control, take_fds};
+use super::{CONTROL_LEN, Control, skip, take_fds};
 use crate::sys::fd::exhausted;
 
-/// How many messages are received at a time, at most.
-pub(crate) const BATCH: usize = 32;
+/// How many messages are received at a time, at most: twice as many would gain nothing more.
+pub(crate) const BATCH: usize = 16;
 
 /// How long a message may be, in bytes.
 const SLOT: usize = (64 << 10) + 512;
@@ -60,8 +60,29 @@ pub(crate) fn look_at_next(fd: BorrowedFd) -> io::Result<()> {
 }
 
 /// Receives the messages that are there, at most `most` (and [`BATCH`]) of them, without blocking, and
-/// gives each to `take`. Only the first of them may have descriptors: one further on stays in the socket,
-/// where it can wait for room. Says how many there were, and whether there may be more now.
+/// gives each to `take`. Says how many there were, and whether there may be more now.
+///
+/// Descriptors are lost of any message but the first, and at the limit of this process, too.
+///
+/// # Errors
+/// `WouldBlock` if there is none.
+pub(crate) fn recv_unseen(
+    fd: BorrowedFd,
+    most: usize,
+    mut take: impl FnMut(Datagram<'_>),
+) -> io::Result<(usize, bool)> {
+    with_scratch(|scratch| {
+        let most = most.min(BATCH);
+        let (count, mut fds) = scratch.receive(fd, most, 0)?;
+        for i in 0..count {
+            take(scratch.datagram(i, std::mem::take(&mut fds)));
+        }
+        Ok((count, count == most))
+    })
+}
+
+/// As [`recv_unseen`], but no descriptors are lost. Only the first of the messages may have descriptors:
+/// one further on stays in the socket, where it can wait for room.
 ///
 /// Nobody else receives from this socket, and it was told to [`look_ahead`].
 ///
@@ -171,6 +192,10 @@ impl Scratch {
 
 /// Takes so many messages, which are there, out of the socket.
 fn discard(fd: BorrowedFd, mut count: usize) -> io::Result<()> {
+    // One alone costs less so, and it is what a request or an answer is.
+    if count == 1 {
+        return skip(fd);
+    }
     let mut headers = blank();
     while count > 0 {
         // SAFETY: the headers point to nothing.
