@@ -27,6 +27,15 @@ use tokio_multiprocess::{Address, AuthKey, Client, Connection, Listener};
 /// Longer than any test takes.
 const WATCHDOG: u64 = 120;
 
+/// To be bound to a private place, with the key if there is one.
+fn temporary(key: &Option<AuthKey>) -> mp::connection::Bind {
+    let bind = Listener::temporary();
+    match key {
+        Some(key) => bind.authkey(key),
+        None => bind,
+    }
+}
+
 fn abstract_name() -> Address {
     static NEXT: AtomicUsize = AtomicUsize::new(0);
     let n = NEXT.fetch_add(1, Ordering::Relaxed);
@@ -133,11 +142,7 @@ fn a_closed_listener_accepts_nobody_and_its_connections_live_on() {
 fn closing_ends_the_accepts_under_way() {
     run(WATCHDOG, async {
         for key in [None, Some(AuthKey::random())] {
-            let mut bind = Listener::temporary();
-            if let Some(key) = &key {
-                bind = bind.authkey(key);
-            }
-            let listener = bind.await.unwrap();
+            let listener = temporary(&key).await.unwrap();
             let (first, second) = (listener.accept(), listener.accept());
             tokio::pin!(first, second);
             assert!(futures::poll!(&mut first).is_pending() && futures::poll!(&mut second).is_pending());
@@ -416,11 +421,7 @@ fn a_listener_moves_to_a_child_while_clients_come() {
         const CLIENTS: usize = 40;
         let key = mp::current_process().authkey();
         for key in [None, Some(key)] {
-            let mut bind = Listener::temporary();
-            if let Some(key) = &key {
-                bind = bind.authkey(key);
-            }
-            let listener = bind.await.unwrap();
+            let listener = temporary(&key).await.unwrap();
             let address = listener.address().clone();
             let Address::Unix(path) = address.clone() else { panic!("{address}") };
             let begin = |n: usize| {
@@ -658,11 +659,7 @@ fn many_tasks_accept_and_each_connection_goes_to_one() {
 fn an_accept_that_is_polled_no_more_keeps_no_other_waiting() {
     run(WATCHDOG, async {
         for key in [None, Some(AuthKey::random())] {
-            let mut bind = Listener::temporary();
-            if let Some(key) = &key {
-                bind = bind.authkey(key);
-            }
-            let listener = bind.await.unwrap();
+            let listener = temporary(&key).await.unwrap();
             // One from before and one from after the other has begun to wait, of tasks that sleep on.
             let (before, other, after) = (listener.accept(), listener.accept(), listener.accept());
             tokio::pin!(before, other, after);
@@ -719,11 +716,7 @@ fn a_dropped_accept_loses_no_connection_and_no_handshake() {
         const POLLS: usize = 10_000;
         let mut random = Random::new();
         for key in [None, Some(AuthKey::random())] {
-            let mut bind = Listener::temporary();
-            if let Some(key) = &key {
-                bind = bind.authkey(key);
-            }
-            let listener = bind.await.unwrap();
+            let listener = temporary(&key).await.unwrap();
             let (stop, made) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
             let mut clients = tokio::task::JoinSet::new();
             for _ in 0..8 {
@@ -803,11 +796,7 @@ fn a_listener_outlives_its_runtimes() {
     let _guard = guard(WATCHDOG);
     for key in [None, Some(AuthKey::random())] {
         let (first, second, idle) = (current_thread(), multi_thread(), current_thread());
-        let mut bind = Listener::temporary();
-        if let Some(key) = &key {
-            bind = bind.authkey(key);
-        }
-        let listener = first.block_on(bind.into_future()).unwrap();
+        let listener = first.block_on(temporary(&key).into_future()).unwrap();
         let address = listener.address().clone();
         let client = || {
             let call = call(address.clone(), key.clone());

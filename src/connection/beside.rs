@@ -93,6 +93,26 @@ impl<T> Beside<T> {
     }
 }
 
+/// For how many messages it is still looked whether descriptors fit here before they are taken: what finds
+/// no numbers for them stays in the socket. That costs a call, or a copy, so it begins with the first
+/// descriptors that come, and ends when none are expected any more.
+#[derive(Debug, Default)]
+pub(crate) struct Caution(u8);
+
+impl Caution {
+    /// After how many messages without descriptors none is expected any more.
+    const MESSAGES: u8 = 64;
+
+    pub(crate) fn is_due(&self) -> bool {
+        self.0 > 0
+    }
+
+    /// A message came, with descriptors or without.
+    pub(crate) fn heed(&mut self, descriptors: bool) {
+        self.0 = if descriptors { Self::MESSAGES } else { self.0.saturating_sub(1) };
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -163,5 +183,21 @@ mod tests {
         assert_eq!(beside.take(3), Taken::Lost);
         assert_eq!(beside.check(&(10..20), 1), Ok(()));
         assert_eq!(beside.take(1), Taken::All(vec![2]));
+    }
+
+    #[test]
+    fn caution_ends_sixty_four_messages_after_the_last_descriptors() {
+        let mut caution = Caution::default();
+        assert!(!caution.is_due());
+        for _ in 0..2 {
+            caution.heed(true);
+            for _ in 0..64 {
+                assert!(caution.is_due());
+                caution.heed(false);
+            }
+            assert!(!caution.is_due());
+        }
+        caution.heed(false);
+        assert!(!caution.is_due());
     }
 }

@@ -73,7 +73,8 @@ impl<C> RecvHalf<C> {
     /// and takes nothing, and needs no runtime. Of a shared end, another process may be faster.
     ///
     /// Over a stream of bytes, the first bytes of a message count as one while nobody has read them, as they
-    /// do in CPython: to receive it may still mean to wait for the others.
+    /// do in CPython: to receive it may still mean to wait for the others. Of a pipe the same is true once at
+    /// most, if the peer was about to send its first handle or its first message over 64 KiB and gave up.
     pub fn poll(&self) -> Result<bool> {
         self.inner.with(|inner| inner.poll())?
     }

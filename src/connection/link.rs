@@ -38,26 +38,6 @@ pub(crate) struct Delivery {
     pub(crate) handles: Vec<Fd>,
 }
 
-/// For how many messages it is still looked whether descriptors fit here before they are taken: what finds
-/// no numbers for them stays in the socket. That costs a call, or a copy, so it begins with the first
-/// descriptors that come, and ends when none are expected any more.
-#[derive(Debug, Default)]
-pub(crate) struct Caution(u8);
-
-impl Caution {
-    /// After how many messages without descriptors none is expected any more.
-    const MESSAGES: u8 = 64;
-
-    pub(crate) fn is_due(&self) -> bool {
-        self.0 > 0
-    }
-
-    /// A message came, with descriptors or without.
-    pub(crate) fn heed(&mut self, descriptors: bool) {
-        self.0 = if descriptors { Self::MESSAGES } else { self.0.saturating_sub(1) };
-    }
-}
-
 /// What becomes of a message whose descriptors found no room, where it could not be looked at first: not
 /// an error that says that there is no room, as it is of no use to try again.
 pub(super) fn lost() -> io::Error {
@@ -288,25 +268,4 @@ pub(crate) fn open(fd: &Fd) -> Result<(Reader, Writer)> {
             (Reader::Stream(reader), Writer::Stream(writer))
         }
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn caution_ends_sixty_four_messages_after_the_last_descriptors() {
-        let mut caution = Caution::default();
-        assert!(!caution.is_due());
-        for _ in 0..2 {
-            caution.heed(true);
-            for _ in 0..64 {
-                assert!(caution.is_due());
-                caution.heed(false);
-            }
-            assert!(!caution.is_due());
-        }
-        caution.heed(false);
-        assert!(!caution.is_due());
-    }
 }

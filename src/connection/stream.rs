@@ -14,10 +14,10 @@ use bytes::{Buf, Bytes};
 use serde::{Deserialize, Serialize, Serializer, ser};
 use tokio::io::ReadBuf;
 
-use super::beside::{Beside, Taken};
+use super::beside::{Beside, Caution, Taken};
 use super::frames::{Fault, Header};
 use super::linger::{self, CHUNK, Rest, Ticket};
-use super::link::{self, Caution, Delivery, HEADROOM, Parcel, Wanted};
+use super::link::{self, Delivery, HEADROOM, Parcel, Wanted};
 use super::port::Port;
 use crate::error::{Error, Result};
 use crate::reduction::Descriptor;
