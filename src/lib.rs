@@ -114,6 +114,7 @@ mod reactor;
 pub mod reduction;
 mod ring;
 mod spawn;
+mod synchronize;
 mod sys;
 pub mod task;
 pub mod testing;

@@ -1,0 +1,3 @@
+//! Locks, semaphores, conditions, events and barriers between processes.
+
+mod protocol;

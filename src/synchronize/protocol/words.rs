@@ -1,0 +1,62 @@
+//! The memory and the world as the protocols see them.
+
+use std::sync::atomic::Ordering;
+
+use crate::sys::memory::Shared;
+
+/// Who a process is, for as long as anything remembers it: never zero, the two highest bits clear, and of no
+/// two processes the same, not even of two that had the same number after one another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct Identity(pub(crate) u64);
+
+/// Words in shared memory, by their place in bytes.
+///
+/// Each method is one access, before which a process may die: what follows in a protocol may never come.
+pub(crate) trait Words {
+    fn load(&self, at: usize, order: Ordering) -> u64;
+    fn store(&self, at: usize, value: u64, order: Ordering);
+    fn swap(&self, at: usize, value: u64, order: Ordering) -> u64;
+    /// Sequentially consistent, whether it succeeds or not.
+    fn compare_exchange(&self, at: usize, current: u64, new: u64) -> Result<u64, u64>;
+    fn fetch_or(&self, at: usize, bits: u64, order: Ordering) -> u64;
+    fn fetch_and(&self, at: usize, bits: u64, order: Ordering) -> u64;
+    /// Sequentially consistent: between a store and a load that must not be exchanged.
+    fn fence(&self);
+}
+
+/// Who acts, and who is dead.
+pub(crate) trait World {
+    fn me(&self) -> Identity;
+    /// True only if it is certain: a process that is stopped, hidden, or cannot be asked for is not dead.
+    fn is_dead(&self, who: Identity) -> bool;
+}
+
+impl Words for Shared {
+    fn load(&self, at: usize, order: Ordering) -> u64 {
+        self.atomic_u64(at).load(order)
+    }
+
+    fn store(&self, at: usize, value: u64, order: Ordering) {
+        self.atomic_u64(at).store(value, order);
+    }
+
+    fn swap(&self, at: usize, value: u64, order: Ordering) -> u64 {
+        self.atomic_u64(at).swap(value, order)
+    }
+
+    fn compare_exchange(&self, at: usize, current: u64, new: u64) -> Result<u64, u64> {
+        self.atomic_u64(at).compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
+    }
+
+    fn fetch_or(&self, at: usize, bits: u64, order: Ordering) -> u64 {
+        self.atomic_u64(at).fetch_or(bits, order)
+    }
+
+    fn fetch_and(&self, at: usize, bits: u64, order: Ordering) -> u64 {
+        self.atomic_u64(at).fetch_and(bits, order)
+    }
+
+    fn fence(&self) {
+        std::sync::atomic::fence(Ordering::SeqCst);
+    }
+}
