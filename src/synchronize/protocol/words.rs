@@ -13,6 +13,8 @@ pub(crate) struct Identity(pub(crate) u64);
 ///
 /// Each method is one access, before which a process may die: what follows in a protocol may never come.
 pub(crate) trait Words {
+    /// How many cells there are.
+    fn cells(&self) -> usize;
     fn load(&self, at: usize, order: Ordering) -> u64;
     fn store(&self, at: usize, value: u64, order: Ordering);
     fn swap(&self, at: usize, value: u64, order: Ordering) -> u64;
@@ -32,6 +34,10 @@ pub(crate) trait World {
 }
 
 impl Words for Shared {
+    fn cells(&self) -> usize {
+        super::CELLS
+    }
+
     fn load(&self, at: usize, order: Ordering) -> u64 {
         self.atomic_u64(at).load(order)
     }
