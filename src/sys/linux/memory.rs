@@ -80,13 +80,25 @@ pub(crate) fn seal_fixed_size(fd: BorrowedFd) -> io::Result<()> {
     seal(fd, SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW)
 }
 
+/// How often to try to freeze memory of which the kernel itself holds pages for the moment, to move them
+/// elsewhere for instance. It waits 150 ms for them, each time.
+const FREEZES: usize = 5;
+
 /// Fixes size and content for ever, and forbids further seals.
 ///
 /// # Errors
 /// `EBUSY` while a writable mapping exists.
 pub(crate) fn seal_frozen(fd: BorrowedFd) -> io::Result<()> {
-    let write = SealFlag::F_SEAL_WRITE;
-    seal(fd, SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | write)
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_WRITE;
+    let is_busy = |result: &io::Result<()>| matches!(result, Err(e) if e.raw_os_error() == Some(libc::EBUSY));
+    let mut sealed = seal(fd, seals);
+    for _ in 1..FREEZES {
+        if !is_busy(&sealed) {
+            break;
+        }
+        sealed = seal(fd, seals);
+    }
+    sealed
 }
 
 fn seal(fd: BorrowedFd, seals: SealFlag) -> io::Result<()> {
