@@ -10,8 +10,11 @@
 //! | [`SLEEPERS`].. | for each cell a bit: its process has sleepers |
 //! | [`CELLS_AT`].. | cells: identity, count, and the name of the process's door |
 
+pub(crate) mod bells;
+pub(crate) mod cells;
 #[cfg(all(test, multiprocess))]
 pub(crate) mod model;
+pub(crate) mod owner;
 mod words;
 
 pub(crate) use words::{Identity, Words, World};
