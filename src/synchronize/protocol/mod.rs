@@ -17,7 +17,7 @@ pub(crate) mod model;
 pub(crate) mod owner;
 mod words;
 
-pub(crate) use words::{Identity, Words, World};
+pub(crate) use words::{Here, Identity, Words, World};
 
 /// Where the primitive's own words lie.
 pub(crate) const STATE: usize = 64;

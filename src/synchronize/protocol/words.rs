@@ -2,6 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
+use crate::sys::identity;
 use crate::sys::memory::Shared;
 
 /// Who a process is, for as long as anything remembers it: never zero, the two highest bits clear, and of no
@@ -31,6 +32,20 @@ pub(crate) trait World {
     fn me(&self) -> Identity;
     /// True only if it is certain: a process that is stopped, hidden, or cannot be asked for is not dead.
     fn is_dead(&self, who: Identity) -> bool;
+}
+
+/// The real world.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Here;
+
+impl World for Here {
+    fn me(&self) -> Identity {
+        Identity(identity::me())
+    }
+
+    fn is_dead(&self, who: Identity) -> bool {
+        identity::is_dead(who.0)
+    }
 }
 
 impl Words for Shared {

@@ -4,11 +4,13 @@
 //! descriptor says `Unsupported`, so what takes one is never reached.
 
 pub(crate) mod cgroup;
+pub(crate) mod door;
 pub(crate) mod env;
 pub(crate) mod epoll;
 pub(crate) mod fault;
 pub(crate) mod fd;
 pub(crate) mod guardian;
+pub(crate) mod identity;
 pub(crate) mod init;
 pub(crate) mod interrupt;
 pub(crate) mod memory;
