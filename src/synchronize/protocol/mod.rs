@@ -15,6 +15,8 @@ pub(crate) mod cells;
 #[cfg(all(test, multiprocess))]
 pub(crate) mod model;
 pub(crate) mod owner;
+pub(crate) mod signal;
+pub(crate) mod tickets;
 mod words;
 
 pub(crate) use words::{Here, Identity, Words, World};

@@ -7,7 +7,7 @@
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicU64;
@@ -43,10 +43,51 @@ pub(crate) struct Actor {
     number: u64,
     fate: Fate,
     accesses: Cell<usize>,
+    has_ended: Cell<bool>,
 }
 
 /// What it unwinds with.
 struct Ended;
+
+/// Tries all interleavings of a model's threads that take at most so many turns away from one that could go
+/// on.
+pub(crate) fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    builder.preemption_bound = Some(preemptions);
+    builder.check(model);
+}
+
+/// Explores a model for each way in which an actor of it may end: not at all, or by death before each of its
+/// accesses. The model says whether the actor has ended.
+pub(crate) fn each_death(preemptions: usize, model: impl Fn(Fate) -> bool + Copy + Send + Sync + 'static) {
+    each_end(preemptions, Fate::Dies, model);
+}
+
+/// The same for an actor that may be stopped.
+pub(crate) fn each_stop(preemptions: usize, model: impl Fn(Fate) -> bool + Copy + Send + Sync + 'static) {
+    each_end(preemptions, Fate::Stops, model);
+}
+
+fn each_end(
+    preemptions: usize,
+    end: fn(usize) -> Fate,
+    model: impl Fn(Fate) -> bool + Copy + Send + Sync + 'static,
+) {
+    explore(preemptions, move || assert!(!model(Fate::Lives)));
+    for at in 0.. {
+        // Of loom's none, as it goes from one execution to the next.
+        let has_ended = std::sync::Arc::new(AtomicBool::new(false));
+        let seen = has_ended.clone();
+        explore(preemptions, move || {
+            if model(end(at)) {
+                seen.store(true, Ordering::Relaxed);
+            }
+        });
+        if !has_ended.load(Ordering::Relaxed) {
+            return;
+        }
+    }
+}
 
 impl Model {
     pub(crate) fn new() -> Self {
@@ -56,7 +97,7 @@ impl Model {
 
     /// The process with this number, of 1 to 60.
     pub(crate) fn actor(&self, number: u64, fate: Fate) -> Actor {
-        Actor { memory: self.clone(), number, fate, accesses: Cell::new(0) }
+        Actor { memory: self.clone(), number, fate, accesses: Cell::new(0), has_ended: Cell::new(false) }
     }
 }
 
@@ -65,9 +106,17 @@ impl Actor {
     pub(crate) fn act<R>(&self, act: impl FnOnce(&Self) -> R) -> Option<R> {
         match catch_unwind(AssertUnwindSafe(|| act(self))) {
             Ok(value) => Some(value),
-            Err(payload) if payload.is::<Ended>() => None,
+            Err(payload) if payload.is::<Ended>() => {
+                self.has_ended.set(true);
+                None
+            }
             Err(payload) => resume_unwind(payload),
         }
+    }
+
+    /// Whether it is dead or stopped, and has come to that in an [`act`](Self::act).
+    pub(crate) fn has_ended(&self) -> bool {
+        self.has_ended.get()
     }
 
     /// How many accesses it has made.
