@@ -87,6 +87,15 @@ pub enum Error {
     /// What arrived is no message.
     #[error("malformed message: {0}")]
     Malformed(&'static str),
+    /// Somebody else holds it, so it cannot be given back here.
+    #[error("it is held by somebody else")]
+    NotOwner,
+    /// Given back more often than it was taken.
+    #[error("released more often than acquired")]
+    TooManyReleases,
+    /// The barrier was broken: by a process that died, a wait that timed out, or `abort`.
+    #[error("the barrier is broken")]
+    BrokenBarrier,
     /// SIGINT arrived during [`block_on`](crate::block_on).
     #[error("interrupted by SIGINT")]
     Interrupted,
@@ -144,6 +153,11 @@ impl Error {
     /// The peer could not be authenticated.
     pub fn is_authentication(&self) -> bool {
         matches!(self, Self::Authentication(_))
+    }
+
+    /// The barrier is broken.
+    pub fn is_broken_barrier(&self) -> bool {
+        matches!(self, Self::BrokenBarrier)
     }
 
     pub(crate) fn invalid(what: impl Into<String>) -> Self {

@@ -20,23 +20,26 @@ pub(crate) fn start(theirs: &Fd, vouched: bool) -> Result<i32, Error> {
     }
     // Another thread that held one of these locks would hold it in the copy for ever.
     let streams = (std::io::stdout().lock(), std::io::stderr().lock());
+    let kept = sys::kept::kept();
     let held = (streams, util::hold_after_fork(), sys::threads::hold_starts());
     // Else the copy would write out again what waits in these buffers.
     crate::process::flush();
     match sys::process::fork()? {
         Fork::Parent { pid } => Ok(pid),
         Fork::Child => {
-            drop(held);
-            become_child(theirs.as_raw_fd())
+            let control = theirs.as_raw_fd();
+            let keep: Vec<_> = kept.iter().copied().chain([control]).collect();
+            drop((held, kept));
+            become_child(control, &keep)
         }
     }
 }
 
-/// The copy's first act: descriptors that were not transferred go dead before any other code could
+/// The copy's first act: descriptors that were not transferred, nor are to be kept, go dead before any other code could
 /// use them. Dead and not closed, as what holds their numbers here (a runtime's epoll, its signal
 /// pipe) would else act on whatever got the numbers next. Nothing inherited is ever dropped.
-fn become_child(control: RawFd) -> ! {
-    if let Err(error) = sys::fd::replace_all_except(&[control]) {
+fn become_child(control: RawFd, keep: &[RawFd]) -> ! {
+    if let Err(error) = sys::fd::replace_all_except(keep) {
         let Ok(control) = sys::fd::from_raw_checked(control) else { sys::process::exit_now(1) };
         bootstrap::refuse(&control, format!("its parent's descriptors (in /proc/self/fd): {error}"));
     }

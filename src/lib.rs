@@ -148,6 +148,7 @@ pub use process::{
 #[cfg(multiprocess)]
 pub use reduction::handle::Handle;
 pub use reduction::{Blob, Message};
+pub use synchronize::{Lock, LockGuard, OwnedLockGuard};
 pub use util::register_after_fork;
 
 #[doc(hidden)]

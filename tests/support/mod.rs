@@ -194,6 +194,11 @@ fn warm_up() {
                 child.join().await.unwrap();
             }
         });
+        // The door at which whoever sleeps for a lock is rung for.
+        let lock = mp::Lock::new().unwrap();
+        let _held = lock.try_acquire().unwrap();
+        let waited = lock.acquire_timeout(Duration::from_millis(1));
+        assert!(current_thread().block_on(waited).unwrap().is_none());
         // The runtime of sync code.
         mp::block_on(async {}).unwrap();
     });

@@ -6,12 +6,10 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, bind, recv, sendto, socket};
-
-use super::per_process::PerProcess;
 
 /// A socket with a name that nobody can guess, at which others ring.
 #[derive(Debug)]
@@ -63,34 +61,19 @@ impl Door {
             }
         }
     }
-}
 
-/// Rings a door for what goes by `key`, without waiting.
-pub(crate) fn ring(name: [u64; 2], key: u64) -> Ring {
-    /// Not bound: it can be sent from, and nothing can be sent to it.
-    static SENDER: PerProcess<OnceSocket> = PerProcess::new(OnceSocket::default);
-    let (Some(sender), Ok(address)) = (SENDER.get().get(), address(name)) else { return Ring::Full };
-    loop {
-        return match sendto(sender.as_raw_fd(), &key.to_ne_bytes(), &address, MsgFlags::MSG_DONTWAIT) {
-            Ok(_) => Ring::Sent,
-            Err(Errno::EINTR) => continue,
-            Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ring::Gone,
-            Err(_) => Ring::Full,
-        };
-    }
-}
-
-/// Made when it is first needed and a descriptor is left.
-#[derive(Default)]
-struct OnceSocket(OnceLock<OwnedFd>);
-
-impl OnceSocket {
-    fn get(&self) -> Option<&OwnedFd> {
-        if self.0.get().is_none() {
-            // If another thread was faster, this one's is closed.
-            let _ = self.0.set(datagram_socket().ok()?);
+    /// Rings another door for what goes by `key`, without waiting.
+    pub(crate) fn ring(&self, name: [u64; 2], key: u64) -> Ring {
+        let Ok(address) = address(name) else { return Ring::Full };
+        loop {
+            let sent = sendto(self.socket.as_raw_fd(), &key.to_ne_bytes(), &address, MsgFlags::MSG_DONTWAIT);
+            return match sent {
+                Ok(_) => Ring::Sent,
+                Err(Errno::EINTR) => continue,
+                Err(Errno::ECONNREFUSED | Errno::ENOENT) => Ring::Gone,
+                Err(_) => Ring::Full,
+            };
         }
-        self.0.get()
     }
 }
 
@@ -107,8 +90,11 @@ mod tests {
     use std::os::fd::AsFd;
 
     use super::super::fd::poll_readable;
-    use super::super::process::{Exit, Fork, exit_now, fork, pidfd_open, try_wait};
     use super::*;
+
+    fn ring(name: [u64; 2], key: u64) -> Ring {
+        Door::open().unwrap().ring(name, key)
+    }
 
     fn drained(door: &Door) -> Vec<u64> {
         let mut keys = Vec::new();
@@ -155,23 +141,5 @@ mod tests {
         }
         ring(door.name(), 5);
         assert_eq!(drained(&door), [5]);
-    }
-
-    #[test]
-    fn a_forked_child_rings_by_a_socket_of_its_own() {
-        let door = Door::open().unwrap();
-        // So that there is one to inherit.
-        ring(door.name(), 1);
-        let child = match fork().unwrap() {
-            Fork::Parent { pid } => pidfd_open(pid).unwrap(),
-            Fork::Child => {
-                // As a child closes what it has inherited.
-                super::super::fd::close_from(3);
-                exit_now(i32::from(ring(door.name(), 2) != Ring::Sent))
-            }
-        };
-        poll_readable(child.as_fd(), None).unwrap();
-        assert_eq!(try_wait(child.as_fd()).unwrap(), Some(Exit::Code(0)));
-        assert_eq!(drained(&door), [1, 2]);
     }
 }

@@ -197,6 +197,11 @@ impl Shared {
         Ok(Shared(mapping))
     }
 
+    /// How long it is, in bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.0.len
+    }
+
     /// Appends a copy of `len` bytes to `into`. Bytes that somebody is just writing may come mixed of
     /// old and new.
     pub(crate) fn append_to(&self, offset: usize, len: usize, into: &mut Vec<u8>) {

@@ -13,6 +13,7 @@ pub(crate) mod guardian;
 pub(crate) mod identity;
 pub(crate) mod init;
 pub(crate) mod interrupt;
+pub(crate) mod kept;
 pub(crate) mod memory;
 pub(crate) mod net;
 pub(crate) mod orphan;

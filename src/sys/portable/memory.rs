@@ -33,6 +33,9 @@ impl Shared {
     pub(crate) fn map(_: BorrowedFd<'_>) -> io::Result<Self> {
         unsupported()
     }
+    pub(crate) fn len(&self) -> usize {
+        0
+    }
     pub(crate) fn write(&self, _: usize, _: &[u8]) {}
     pub(crate) fn append_to(&self, _: usize, _: usize, _: &mut Vec<u8>) {}
     pub(crate) fn atomic_u64(&self, _: usize) -> &AtomicU64 {

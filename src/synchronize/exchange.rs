@@ -1,0 +1,326 @@
+//! Who sleeps in this process, and who wakes them.
+//!
+//! A process has one door, at which others ring, and on each runtime that something has slept on a watcher: a
+//! task that answers the door, and looks by itself at every tick, as who ought to have rung may have died. It
+//! does not matter which watcher answers: a `Waker` wakes on any runtime.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::task::Waker;
+use std::time::Duration;
+
+use tokio::io::Interest;
+use tokio::runtime::{Handle, Id};
+use tokio::task::yield_now;
+
+use super::object::{Object, WeakObject};
+use super::protocol::bells;
+use crate::sys::door::{Door, Ring};
+use crate::sys::per_process::PerProcess;
+use crate::sys::reactor::Registered;
+use crate::sys::{self, AsFd, Fd};
+use crate::util::lock;
+
+/// How long who sleeps relies on being rung for: at first, and after [`SETTLED`] ticks.
+const TICK: Duration = Duration::from_millis(100);
+const SLOW_TICK: Duration = Duration::from_millis(500);
+const SETTLED: u32 = 20;
+
+#[derive(Default)]
+pub(crate) struct Exchange {
+    door: OnceLock<Door>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    /// By the object's key, and where it is: a copy of this process may have one twice.
+    rooms: BTreeMap<(u64, usize), Room>,
+    /// The objects of this process, so that one that arrives again is the same.
+    objects: BTreeMap<u64, WeakObject>,
+    /// On which runtimes there are watchers.
+    watchers: HashMap<Id, Arc<Ticker>>,
+    /// The number of the next sleeper.
+    next: u64,
+}
+
+/// Those who sleep for one object, in the order in which they came.
+struct Room {
+    object: Object,
+    sleepers: VecDeque<Sleeper>,
+}
+
+struct Sleeper {
+    number: u64,
+    waker: Waker,
+    /// It was told to look again, and has not done so yet.
+    called: bool,
+}
+
+impl Exchange {
+    pub(crate) fn get() -> &'static Self {
+        static EXCHANGE: PerProcess<Exchange> = PerProcess::new(Exchange::default);
+        EXCHANGE.get()
+    }
+}
+
+impl Exchange {
+    /// The object that is this one: itself, or one that was here before and is the `same`.
+    pub(crate) fn known(&self, object: Object, same: impl Fn(&Object) -> bool) -> Object {
+        // Whoever is dropped here is dropped without the lock, which its end takes as well.
+        let there = lock(&self.state).objects.get(&object.key()).and_then(WeakObject::upgrade);
+        match there {
+            Some(there) if same(&there) => there,
+            _ => {
+                lock(&self.state).objects.insert(object.key(), object.downgrade());
+                object
+            }
+        }
+    }
+
+    /// The object of this key is gone, unless there is another one.
+    pub(crate) fn forget(&self, key: u64) {
+        let mut state = lock(&self.state);
+        if state.objects.get(&key).is_some_and(|object| !object.lives()) {
+            state.objects.remove(&key);
+        }
+    }
+
+    /// Puts somebody to sleep for an object, who looks once more before it does sleep.
+    ///
+    /// # Errors
+    /// When the object, or this process, has no room.
+    ///
+    /// # Panics
+    /// Outside of a runtime, and on one without I/O.
+    pub(crate) fn enter(&'static self, object: &Object, waker: &Waker) -> crate::Result<u64> {
+        let cell = object.cell()?;
+        object.put_door(cell, self.door()?.name());
+        self.watch()?;
+        let mut state = lock(&self.state);
+        let number = state.next;
+        state.next += 1;
+        let room = state.rooms.entry(place(object)).or_insert_with(|| Room::new(object));
+        room.sleepers.push_back(Sleeper { number, waker: waker.clone(), called: false });
+        state.watchers.values().for_each(|ticker| ticker.start(TICK));
+        drop(state);
+        bells::announce(object.words(), cell);
+        Ok(number)
+    }
+
+    /// Somebody who sleeps for an object looks again, and says whether it was told to.
+    ///
+    /// # Errors
+    /// As those of [`enter`](Self::enter).
+    pub(crate) fn stir(&'static self, object: &Object, number: u64, waker: &Waker) -> crate::Result<bool> {
+        self.watch()?;
+        let mut state = lock(&self.state);
+        let room = state.rooms.get_mut(&place(object));
+        let called = room.and_then(|room| room.find(number)).is_some_and(|sleeper| {
+            sleeper.waker.clone_from(waker);
+            std::mem::take(&mut sleeper.called)
+        });
+        drop(state);
+        bells::announce(object.words(), object.cell()?);
+        Ok(called)
+    }
+
+    /// Somebody sleeps for an object no more. What it leaves, and what it was called for if it goes without
+    /// it, is others'.
+    pub(crate) fn leave(&self, object: &Object, number: u64, satisfied: bool) {
+        let mut state = lock(&self.state);
+        let mut called = false;
+        let mut empty = None;
+        if let Some(room) = state.rooms.get_mut(&place(object)) {
+            if let Ok(at) = room.sleepers.binary_search_by_key(&number, |sleeper| sleeper.number) {
+                called = room.sleepers.remove(at).is_some_and(|sleeper| sleeper.called);
+            }
+            if room.sleepers.is_empty() {
+                empty = state.rooms.remove(&place(object));
+            }
+        }
+        drop(state);
+        if empty.is_some()
+            && let Some(cell) = object.own_cell()
+        {
+            bells::withdraw(object.words(), cell);
+        }
+        if satisfied || called {
+            self.attend(object, false);
+        }
+    }
+
+    /// Wakes as many of those who sleep here for an object as could go on; if none sleeps, and somebody could,
+    /// rings elsewhere.
+    pub(crate) fn attend(&self, object: &Object, looks: bool) {
+        let sleeps = |sleeper: &&mut Sleeper| !sleeper.called;
+        let asleep = |state: &mut State| {
+            let room = state.rooms.get_mut(&place(object));
+            room.is_some_and(|room| room.sleepers.iter_mut().any(|sleeper| sleeps(&sleeper)))
+        };
+        let anyone = asleep(&mut lock(&self.state));
+        if anyone && let Some(cell) = object.own_cell() {
+            // Before the look: what changes after it is rung for.
+            bells::announce(object.words(), cell);
+        }
+        let ready = (object.kind().ready)(object, looks);
+        if !anyone {
+            if ready > 0 {
+                object.call_one();
+            }
+            return;
+        }
+        let mut wakers = Vec::new();
+        if let Some(room) = lock(&self.state).rooms.get_mut(&place(object)) {
+            for sleeper in room.sleepers.iter_mut().filter(sleeps).take(ready) {
+                sleeper.called = true;
+                wakers.push(sleeper.waker.clone());
+            }
+        }
+        wakers.into_iter().for_each(Waker::wake);
+    }
+
+    /// The objects for which somebody sleeps; those of one key, or all.
+    fn rooms(&self, key: Option<u64>) -> Vec<Object> {
+        let state = lock(&self.state);
+        let range = key.map_or((0, 0)..=(u64::MAX, usize::MAX), |key| (key, 0)..=(key, usize::MAX));
+        state.rooms.range(range).map(|(_, room)| room.object.clone()).collect()
+    }
+
+    /// Rings at another process's door.
+    pub(crate) fn ring(&self, name: [u64; 2], key: u64) -> Ring {
+        // Without one of its own nothing can be sent from here: the other looks by itself, at its tick.
+        self.door().map_or(Ring::Full, |door| door.ring(name, key))
+    }
+
+    fn door(&self) -> io::Result<&Door> {
+        if let Some(door) = self.door.get() {
+            return Ok(door);
+        }
+        // Whoever is slower closes its own again.
+        let door = Door::open()?;
+        Ok(self.door.get_or_init(|| door))
+    }
+
+    /// Sees to it that somebody watches on this runtime.
+    fn watch(&'static self) -> io::Result<()> {
+        let runtime = Handle::current();
+        if lock(&self.state).watchers.contains_key(&runtime.id()) {
+            return Ok(());
+        }
+        let timer = Arc::new(sys::fd::timerfd()?);
+        let watcher = Watcher {
+            door: Registered::new(self.door()?.socket().clone(), Interest::READABLE)?,
+            rings: Registered::new(timer.clone(), Interest::READABLE)?,
+            ticker: Arc::new(Ticker { timer, runs: AtomicBool::new(false) }),
+            exchange: self,
+            runtime: runtime.id(),
+        };
+        // Two at a time do no harm, and the second one's ticker is the one that is started.
+        let ticker = watcher.ticker.clone();
+        lock(&self.state).watchers.insert(runtime.id(), ticker);
+        runtime.spawn(watcher.run());
+        Ok(())
+    }
+}
+
+fn place(object: &Object) -> (u64, usize) {
+    (object.key(), object.address())
+}
+
+impl Room {
+    fn new(object: &Object) -> Self {
+        Self { object: object.clone(), sleepers: VecDeque::new() }
+    }
+
+    fn find(&mut self, number: u64) -> Option<&mut Sleeper> {
+        let at = self.sleepers.binary_search_by_key(&number, |sleeper| sleeper.number).ok()?;
+        self.sleepers.get_mut(at)
+    }
+}
+
+/// Wakes a watcher up from time to time while anybody sleeps.
+struct Ticker {
+    timer: Arc<Fd>,
+    runs: AtomicBool,
+}
+
+impl Ticker {
+    fn start(&self, after: Duration) {
+        if !self.runs.swap(true, Ordering::SeqCst) {
+            // It is given a valid descriptor and time, and cannot fail.
+            let _ = sys::fd::arm_timer(self.timer.as_fd(), Some(after));
+        }
+    }
+}
+
+/// What answers the door, on one runtime. It ends with the runtime.
+struct Watcher {
+    exchange: &'static Exchange,
+    door: Registered,
+    rings: Registered,
+    ticker: Arc<Ticker>,
+    runtime: Id,
+}
+
+impl Watcher {
+    async fn run(self) {
+        let mut ticks = 0;
+        loop {
+            tokio::select! {
+                edge = self.door.edge_or_end() => match edge {
+                    Ok(()) => self.answer(),
+                    Err(_) => return,
+                },
+                edge = self.rings.edge_or_end() => match edge {
+                    Ok(()) => self.tick(&mut ticks).await,
+                    Err(_) => return,
+                },
+            }
+        }
+    }
+
+    fn answer(&self) {
+        let (mut rings, mut key) = (0, 0);
+        let Some(door) = self.exchange.door.get() else { return };
+        door.drain(|rung| {
+            rings += 1;
+            key = rung;
+        });
+        // Of several, others may have found no room.
+        let rooms = match rings {
+            0 => Vec::new(),
+            1 => self.exchange.rooms(Some(key)),
+            _ => self.exchange.rooms(None),
+        };
+        rooms.iter().for_each(|object| self.exchange.attend(object, false));
+    }
+
+    /// Looks at all for which somebody sleeps, as far as nobody was rung for it.
+    async fn tick(&self, ticks: &mut u32) {
+        // Before the look: who comes after it starts the ticker again.
+        self.ticker.runs.store(false, Ordering::SeqCst);
+        let rooms = self.exchange.rooms(None);
+        if rooms.is_empty() {
+            *ticks = 0;
+            return;
+        }
+        *ticks += 1;
+        self.ticker.start(if *ticks < SETTLED { TICK } else { SLOW_TICK });
+        for object in rooms {
+            self.exchange.attend(&object, true);
+            yield_now().await;
+        }
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        let mut state = lock(&self.exchange.state);
+        if state.watchers.get(&self.runtime).is_some_and(|ticker| Arc::ptr_eq(ticker, &self.ticker)) {
+            state.watchers.remove(&self.runtime);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! Mutual exclusion.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Deserializer, Serialize};
+
+use super::object::{Kind, Object};
+use super::protocol::owner::{self, Attempt, UNNAMED};
+use super::protocol::{Here, Identity, World};
+use super::wait::{Turn, wait, within};
+use crate::error::{Error, Result};
+
+/// How often who comes looks whether it is free, before it sleeps: some 2 µs. Most sections are shorter.
+const SPINS: u32 = 60;
+
+pub(super) static KIND: Kind = Kind {
+    code: 1,
+    name: "lock",
+    ready: |object, looks| usize::from(is_free(object, looks)),
+    reap: |_, _| {},
+    holds: |_, _| false,
+};
+
+/// A lock between processes. Python's `Lock`.
+///
+/// Whoever holds it does so by a guard, and gives it back when the guard is dropped, or when the process
+/// dies: the next one takes it then, and is [told](LockGuard::previous_owner_died). A process that is
+/// stopped is not dead, and holds it until it goes on.
+///
+/// It excludes all tasks, threads and processes that share it, also two tasks of one process. It cannot be
+/// taken twice: see [`RLock`](crate::RLock) for that. To take and to give back an uncontended one costs no
+/// system call. Nobody waits for ever behind others that come later: who has slept for 10 ms goes before them.
+///
+/// ```
+/// use tokio_multiprocess as mp;
+///
+/// async fn add(lock: mp::Lock, total: mp::RawValue<u64>) -> mp::Result<()> {
+///     let _guard = lock.acquire().await?;
+///     total.set(total.get() + 1);
+///     Ok(())
+/// }
+///
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> mp::Result<()> {
+/// let (lock, total) = (mp::Lock::new()?, mp::RawValue::new(0)?);
+/// let mut children = Vec::new();
+/// for _ in 0..3 {
+///     children.push(mp::Process::builder(add, (lock.clone(), total.clone())).start().await?);
+/// }
+/// for child in children {
+///     child.join().await?;
+/// }
+/// assert_eq!(total.get(), 3);
+/// # Ok(()) }
+/// ```
+///
+/// Clones are the same lock, and so is what arrives in a message. It costs a descriptor and 8 KiB of memory
+/// for all, and up to 250 processes can wait for it at a time.
+#[derive(Clone, Serialize)]
+#[serde(transparent)]
+pub struct Lock {
+    object: Object,
+}
+
+impl Lock {
+    /// A new lock, which nobody holds. It needs no runtime.
+    ///
+    /// # Errors
+    /// When there are no descriptors or no memory left, and on platforms without processes.
+    pub fn new() -> Result<Self> {
+        Ok(Self { object: Object::create(&KIND, 0, 0)? })
+    }
+
+    /// Takes the lock, once nobody else holds it.
+    ///
+    /// # Cancel safety
+    /// Dropped, it has not taken it, and keeps nobody else from it.
+    ///
+    /// # Errors
+    /// When more than 250 processes wait, or no descriptor is left to be woken by.
+    ///
+    /// # Panics
+    /// If it has to wait outside of a runtime, or on one without I/O.
+    pub async fn acquire(&self) -> Result<LockGuard<'_>> {
+        self.take(Here.me()).await?;
+        Ok(LockGuard { lock: self, owner: Here.me() })
+    }
+
+    /// [`acquire`](Self::acquire) with a guard that borrows nothing.
+    ///
+    /// # Cancel safety
+    /// As that of [`acquire`](Self::acquire).
+    pub async fn acquire_owned(&self) -> Result<OwnedLockGuard> {
+        self.take(Here.me()).await?;
+        Ok(OwnedLockGuard { lock: self.clone(), owner: Here.me() })
+    }
+
+    /// Takes the lock if nobody holds it, or a dead process does. It needs no runtime, and waits for nothing.
+    ///
+    /// # Errors
+    /// None today.
+    pub fn try_acquire(&self) -> Result<Option<LockGuard<'_>>> {
+        let owner = Here.me();
+        Ok(self.try_take(owner).then_some(LockGuard { lock: self, owner }))
+    }
+
+    /// [`acquire`](Self::acquire) for so long at most; `None` if it is still held then. Without any time it
+    /// is tried once.
+    ///
+    /// # Cancel safety
+    /// As that of [`acquire`](Self::acquire).
+    pub async fn acquire_timeout(&self, time: Duration) -> Result<Option<LockGuard<'_>>> {
+        within(time, self.acquire()).await
+    }
+
+    /// Takes the lock in nobody's name: for whoever calls [`release`](Self::release), in any process. As
+    /// nobody is known to hold it, **it stays taken if the process dies** that was to give it back.
+    ///
+    /// # Cancel safety
+    /// As that of [`acquire`](Self::acquire).
+    pub async fn acquire_raw(&self) -> Result<()> {
+        self.take(UNNAMED).await
+    }
+
+    /// Gives back what [`acquire_raw`](Self::acquire_raw) has taken, here or in any other process.
+    ///
+    /// # Errors
+    /// [`Error::TooManyReleases`] if nobody holds it, and [`Error::NotOwner`] if somebody does by a guard.
+    pub fn release(&self) -> Result<()> {
+        if self.give_back(UNNAMED) {
+            return Ok(());
+        }
+        Err(if self.locked() { Error::NotOwner } else { Error::TooManyReleases })
+    }
+
+    /// Whether anybody holds it at this instant.
+    pub fn locked(&self) -> bool {
+        owner::holder(self.object.words()).is_some()
+    }
+
+    pub(super) async fn take(&self, taker: Identity) -> Result<()> {
+        let mut starving = Starving { object: &self.object, starves: false };
+        wait(&self.object, |turn| {
+            let attempt = Attempt {
+                slept: turn.slept,
+                leaves_word: turn.announced,
+                starves: turn.starves,
+                looks: turn.announced,
+            };
+            let taken = self.spin(taker, turn) || owner::try_take(self.object.words(), &Here, taker, attempt);
+            starving.starves = turn.starves && !taken;
+            taken.then_some(())
+        })
+        .await
+    }
+
+    fn spin(&self, taker: Identity, turn: Turn) -> bool {
+        !turn.announced
+            && (0..SPINS).any(|_| {
+                let taken = owner::try_take(self.object.words(), &Here, taker, Attempt::default());
+                if !taken {
+                    std::hint::spin_loop();
+                }
+                taken
+            })
+    }
+
+    pub(super) fn try_take(&self, taker: Identity) -> bool {
+        let words = self.object.words();
+        // Nobody else may come who could go before.
+        let last = Attempt { slept: true, looks: true, ..Attempt::default() };
+        owner::try_take(words, &Here, taker, Attempt::default()) || owner::try_take(words, &Here, taker, last)
+    }
+
+    /// Whether it was this owner's.
+    pub(super) fn give_back(&self, owner: Identity) -> bool {
+        let given = owner::give_back(self.object.words(), owner);
+        if given == Some(true) {
+            self.object.call_one();
+        }
+        given.is_some()
+    }
+
+    pub(super) fn was_bequeathed(&self) -> bool {
+        owner::was_bequeathed(self.object.words())
+    }
+
+    pub(super) fn acknowledge(&self) {
+        owner::acknowledge(self.object.words());
+    }
+}
+
+fn is_free(object: &Object, looks: bool) -> bool {
+    owner::holder(object.words()).is_none_or(|owner| looks && owner != UNNAMED && Here.is_dead(owner))
+}
+
+/// Has those who come step back, and is dropped before it could go first itself.
+struct Starving<'a> {
+    object: &'a Object,
+    starves: bool,
+}
+
+impl Drop for Starving<'_> {
+    fn drop(&mut self) {
+        if self.starves {
+            owner::starves_no_more(self.object.words());
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for Lock {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Ok(Self { object: Object::deserialize(&KIND, deserializer)? })
+    }
+}
+
+impl fmt::Debug for Lock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lock").field("locked", &self.locked()).finish()
+    }
+}
+
+/// Holds a [`Lock`] until it is dropped.
+#[derive(Debug)]
+#[must_use = "the lock is given back when this is dropped"]
+pub struct LockGuard<'a> {
+    lock: &'a Lock,
+    /// A copy of this process holds nothing by its copy of the guard.
+    owner: Identity,
+}
+
+/// Holds a [`Lock`] until it is dropped, and borrows nothing.
+#[derive(Debug)]
+#[must_use = "the lock is given back when this is dropped"]
+pub struct OwnedLockGuard {
+    lock: Lock,
+    owner: Identity,
+}
+
+/// What both guards can do.
+macro_rules! guard {
+    ($guard:ty) => {
+        impl $guard {
+            /// Whether a process died that held the lock, and nobody has [acknowledged](Self::acknowledge) it
+            /// since: what the lock protects may be half done.
+            pub fn previous_owner_died(&self) -> bool {
+                self.lock.was_bequeathed()
+            }
+
+            /// Says that what the lock protects is sound again, after
+            /// [`previous_owner_died`](Self::previous_owner_died).
+            pub fn acknowledge(&self) {
+                self.lock.acknowledge();
+            }
+        }
+
+        impl Drop for $guard {
+            fn drop(&mut self) {
+                if self.owner == Here.me() {
+                    self.lock.give_back(self.owner);
+                }
+            }
+        }
+    };
+}
+
+guard!(LockGuard<'_>);
+guard!(OwnedLockGuard);
