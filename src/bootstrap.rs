@@ -28,8 +28,20 @@ pub(crate) const CONTROL: RawFd = 3;
 
 /// What a child finds in its environment: `version:build:who runs it`.
 pub(crate) fn order_variable(with_hook: bool) -> String {
+    variable(program::build_id(), with_hook)
+}
+
+/// The same for a resource tracker, for which any build will do.
+pub(crate) fn tracker_variable(with_hook: bool) -> String {
+    variable(TRACKER, with_hook)
+}
+
+/// Stands where a build does, and is none.
+const TRACKER: &str = "tracker";
+
+fn variable(build: &str, with_hook: bool) -> String {
     let who = if with_hook { "hook" } else { "main" };
-    format!("{}={}:{}:{who}", sys::init::VARIABLE, env!("CARGO_PKG_VERSION"), program::build_id())
+    format!("{}={}:{build}:{who}", sys::init::VARIABLE, env!("CARGO_PKG_VERSION"))
 }
 
 /// Called before `main`, in a process whose environment says that it is a child.
@@ -90,6 +102,9 @@ fn enter(order: &str, run_entries_after: impl FnOnce()) -> ! {
         let ours = env!("CARGO_PKG_VERSION");
         let theirs = version.unwrap_or_default();
         refuse(&control, format!("its program has version {ours} of this crate, its parent {theirs}"));
+    }
+    if build == Some(TRACKER) {
+        crate::resource_tracker::run(control);
     }
     if build != Some(program::build_id()) {
         crate::reduction::set_other_build_than_parent();
@@ -283,6 +298,7 @@ fn settle(mut order: Order, control: &Fd) -> std::io::Result<()> {
     guard_thread();
     crate::log::set_level_from_parent(order.log_level);
     crate::context::inherit(order.method, order.executable.take());
+    crate::resource_tracker::inherit(order.tracker.take());
     Identity::become_child(order)
 }
 

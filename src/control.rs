@@ -47,6 +47,8 @@ pub(crate) struct Order {
     pub(crate) log_level: u8,
     /// What `set_executable` chose, for the child's own children.
     pub(crate) executable: Option<std::path::PathBuf>,
+    /// The parent's resource tracker, if it has one.
+    pub(crate) tracker: Option<crate::resource_tracker::Inherited>,
 }
 
 /// What a child is to run.

@@ -140,6 +140,16 @@ impl Error {
         }
     }
 
+    /// Nothing has the name that was asked for.
+    pub fn is_not_found(&self) -> bool {
+        matches!(self, Self::Io(e) if e.kind() == io::ErrorKind::NotFound)
+    }
+
+    /// Something has the name that was to be given.
+    pub fn is_already_exists(&self) -> bool {
+        matches!(self, Self::Io(e) if e.kind() == io::ErrorKind::AlreadyExists)
+    }
+
     /// The process has not ended yet.
     pub fn is_still_running(&self) -> bool {
         matches!(self, Self::StillRunning(_))

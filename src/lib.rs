@@ -112,7 +112,9 @@ pub mod python;
 mod reactor;
 #[doc(alias = "reducer")]
 pub mod reduction;
+pub mod resource_tracker;
 mod ring;
+pub mod shared_memory;
 mod spawn;
 mod synchronize;
 mod sys;
@@ -148,6 +150,7 @@ pub use process::{
 #[cfg(multiprocess)]
 pub use reduction::handle::Handle;
 pub use reduction::{Blob, Message};
+pub use shared_memory::{SharedMemory, SharedMemoryBuilder};
 pub use synchronize::{Lock, LockGuard, OwnedLockGuard};
 pub use util::register_after_fork;
 

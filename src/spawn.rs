@@ -26,6 +26,7 @@ pub(crate) fn start(control: BorrowedFd<'_>) -> Result<i32, Error> {
             args: &args,
             env: &env,
             fds: &[(control, CONTROL)],
+            shielded: false,
         })
     };
     run().map_err(|source| {

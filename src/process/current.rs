@@ -269,6 +269,17 @@ pub(crate) fn set_phase(phase: Phase) {
 
 /// Whether this process may start children now.
 pub(crate) fn may_start() -> Result<Arc<Identity>> {
+    is_up()?;
+    let identity = Identity::get();
+    if identity.is_daemon() { Err(Error::DaemonicChild) } else { Ok(identity) }
+}
+
+/// Whether this process may execute its program again now.
+///
+/// # Errors
+/// In one that is still on its way to its target: its program could be one that comes this far each time,
+/// and would start processes without end.
+pub(crate) fn is_up() -> Result<()> {
     if cfg!(not(multiprocess)) {
         return Err(Error::Unsupported);
     }
@@ -276,6 +287,5 @@ pub(crate) fn may_start() -> Result<Arc<Identity>> {
     if PHASE.get().load(Ordering::SeqCst) == Phase::Bootstrapping as u8 || sys::init::order().is_some() {
         return Err(Error::Bootstrapping);
     }
-    let identity = Identity::get();
-    if identity.is_daemon() { Err(Error::DaemonicChild) } else { Ok(identity) }
+    Ok(())
 }

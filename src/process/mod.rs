@@ -40,7 +40,7 @@ use self::child::Child;
 pub use self::current::{
     CurrentProcess, ParentProcess, cpu_count, current_process, parent_process, usable_cpu_count,
 };
-pub(crate) use self::current::{Identity, Phase, set_phase};
+pub(crate) use self::current::{Identity, Phase, is_up, set_phase};
 pub use self::exit::{ExitReason, exit};
 pub(crate) use self::exit::{Leaving, flush, leave, set_leaving};
 pub use self::exit_status::ExitStatus;

@@ -61,6 +61,7 @@ pub(super) async fn start(plan: Plan, identity: &Identity) -> Result<Process> {
         },
         log_level: crate::log::level_for_child(),
         executable: get_executable(),
+        tracker: crate::resource_tracker::to_inherit(),
     };
     let (args, attachments) = plan.args;
 

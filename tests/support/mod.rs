@@ -84,6 +84,8 @@ struct Census {
     descriptors: BTreeMap<String, usize>,
     threads: BTreeMap<String, usize>,
     children: BTreeSet<i32>,
+    /// Shared memory that has one of this program's [names](shm_name).
+    shared: BTreeSet<String>,
 }
 
 impl Census {
@@ -112,7 +114,7 @@ impl Census {
                 *threads.entry(name.trim().to_owned()).or_insert(0) += 1;
             }
         }
-        Self { descriptors, threads, children: children().into_iter().collect() }
+        Self { descriptors, threads, children: children().into_iter().collect(), shared: shm_names() }
     }
 
     /// What is here and was not there.
@@ -133,18 +135,37 @@ impl Census {
             let status = fs::read_to_string(format!("/proc/{child}/stat")).unwrap_or_default();
             more.push(format!("child {status}"));
         }
+        more.extend(self.shared.difference(&before.shared).map(|name| format!("shared memory {name}")));
         more
     }
 }
 
-/// This process's children, zombies among them, but not its fork server: if one is killed, the next
-/// start brings another.
+/// A name for shared memory that no other test program has, and that a [`LeakCheck`] looks for.
+pub(crate) fn shm_name(what: &str) -> String {
+    format!("{}{what}", shm_prefix())
+}
+
+fn shm_prefix() -> String {
+    format!("mp-test-{}-", std::process::id())
+}
+
+fn shm_names() -> BTreeSet<String> {
+    let entries = fs::read_dir("/dev/shm").into_iter().flatten().flatten();
+    let names = entries.map(|entry| entry.file_name().to_string_lossy().into_owned());
+    names.filter(|name| name.starts_with(&shm_prefix())).collect()
+}
+
+/// This process's children, zombies among them, but not its fork server and its resource tracker: if one
+/// is killed, the next that need it bring another.
 pub(crate) fn children() -> Vec<i32> {
     let threads = fs::read_dir("/proc/self/task").unwrap().flatten();
     let lists = threads.filter_map(|thread| fs::read_to_string(thread.path().join("children")).ok());
     let pids =
         lists.flat_map(|list| list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<_>>());
-    pids.filter(|pid| process::Stat::of(*pid).is_none_or(|stat| stat.name != "ForkServer")).collect()
+    pids.filter(|pid| {
+        process::Stat::of(*pid).is_none_or(|stat| !["ForkServer", "mp-tracker"].contains(&&*stat.name))
+    })
+    .collect()
 }
 
 /// Panics at its end if this process has more descriptors, threads or children than at its

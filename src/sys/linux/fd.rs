@@ -242,6 +242,11 @@ pub(crate) fn null_stdin() -> io::Result<()> {
     dup2_onto(open_null(OFlag::O_RDONLY)?, 0)
 }
 
+/// Makes `/dev/null` this process's standard output.
+pub(crate) fn null_stdout() -> io::Result<()> {
+    dup2_onto(open_null(OFlag::O_WRONLY)?, 1)
+}
+
 /// Opens `/dev/null` at each of 0, 1 and 2 that is closed, so that no other file ever lands there.
 pub(crate) fn sanitize_stdio() -> io::Result<()> {
     for fd in 0..=2 {

@@ -54,7 +54,7 @@ pub(crate) fn growing(name: &str, len: usize) -> io::Result<OwnedFd> {
 }
 
 /// Finds room for `size` bytes, which must not be none.
-fn allocate(fd: BorrowedFd, size: i64) -> io::Result<()> {
+pub(super) fn allocate(fd: BorrowedFd, size: i64) -> io::Result<()> {
     loop {
         match fallocate(fd, FallocateFlags::empty(), 0, size) {
             Err(Errno::EINTR) => {}
@@ -64,7 +64,7 @@ fn allocate(fd: BorrowedFd, size: i64) -> io::Result<()> {
 }
 
 /// All memory that this machine has, with swap, in bytes.
-fn machine_memory() -> u64 {
+pub(super) fn machine_memory() -> u64 {
     let mut info = MaybeUninit::<libc::sysinfo>::zeroed();
     // SAFETY: `info` is room for a `sysinfo`; the call fails for no other reason, and zeros, which
     // are valid, would only have everything refused.
@@ -136,15 +136,15 @@ pub(crate) fn write_all_at(fd: BorrowedFd, offset: usize, bytes: &[u8]) -> io::R
     Ok(())
 }
 
-fn file_offset(n: usize) -> io::Result<i64> {
+pub(super) fn file_offset(n: usize) -> io::Result<i64> {
     i64::try_from(n).map_err(|_| io::ErrorKind::FileTooLarge.into())
 }
 
 /// A shared mapping of a whole file, unmapped on drop; without any pages if the file is empty.
 #[derive(Debug)]
-struct Mapping {
-    start: NonNull<u8>,
-    len: usize,
+pub(super) struct Mapping {
+    pub(super) start: NonNull<u8>,
+    pub(super) len: usize,
 }
 
 // SAFETY: a range of addresses, which belongs to no thread; the two owners below rule on access.
@@ -154,7 +154,7 @@ unsafe impl Sync for Mapping {}
 
 impl Mapping {
     /// The file must not shrink while the mapping lives, or access becomes a SIGBUS.
-    fn new(fd: BorrowedFd, protection: ProtFlags) -> io::Result<Self> {
+    pub(super) fn new(fd: BorrowedFd, protection: ProtFlags) -> io::Result<Self> {
         let len = len(fd)?;
         let start = match NonZeroUsize::new(len) {
             None => NonNull::dangling(),

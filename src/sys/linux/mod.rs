@@ -22,6 +22,7 @@ pub(crate) mod probe;
 pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod reactor;
+pub(crate) mod shm;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod threads;

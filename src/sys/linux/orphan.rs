@@ -184,7 +184,13 @@ mod tests {
     fn a_group_dies_with_the_programs_in_it() {
         dies_with_its_parent(true, 2, |report| {
             let args = ["sleep", "1000"].map(|a| CString::new(a).unwrap());
-            let program = posix_spawn(&Exec { program: c"/bin/sleep", args: &args, env: &[], fds: &[] });
+            let program = posix_spawn(&Exec {
+                program: c"/bin/sleep",
+                args: &args,
+                env: &[],
+                fds: &[],
+                shielded: false,
+            });
             tell(report, getpid());
             tell(report, program.unwrap_or(0));
         });

@@ -47,6 +47,9 @@ pub(crate) struct Exec<'a> {
     pub env: &'a [CString],
     /// What the child gets, and under which number; a number named here wins over the above.
     pub fds: &'a [(BorrowedFd<'a>, RawFd)],
+    /// Whether it leads a session of its own and has every signal blocked instead, from its first
+    /// instruction on: no group's or terminal's reaches it.
+    pub shielded: bool,
 }
 
 /// Starts a program and returns its pid.
@@ -71,9 +74,12 @@ pub(crate) fn posix_spawn(exec: &Exec) -> io::Result<i32> {
     }
 
     let mut attr = PosixSpawnAttr::init()?;
-    let flags = PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK;
+    let mut flags = PosixSpawnFlags::POSIX_SPAWN_SETSIGDEF | PosixSpawnFlags::POSIX_SPAWN_SETSIGMASK;
+    if exec.shielded {
+        flags |= PosixSpawnFlags::from_bits_retain(libc::POSIX_SPAWN_SETSID.into());
+    }
     attr.set_sigdefault(&SigSet::all())?;
-    attr.set_sigmask(&SigSet::empty())?;
+    attr.set_sigmask(&if exec.shielded { SigSet::all() } else { SigSet::empty() })?;
     attr.set_flags(flags)?;
     let pid = nix::spawn::posix_spawn(exec.program, &actions, &attr, exec.args, exec.env)?;
     Ok(pid.as_raw())
@@ -321,7 +327,13 @@ mod tests {
 
     fn shell(script: &str, fds: &[(BorrowedFd, RawFd)]) -> OwnedFd {
         let args = ["sh", "-c", script].map(|a| CString::new(a).unwrap());
-        let exec = Exec { program: c"/bin/sh", args: &args, env: &[c"GREETING=hello".to_owned()], fds };
+        let exec = Exec {
+            program: c"/bin/sh",
+            args: &args,
+            env: &[c"GREETING=hello".to_owned()],
+            fds,
+            shielded: false,
+        };
         pidfd_open(posix_spawn(&exec).unwrap()).unwrap()
     }
 
@@ -387,7 +399,7 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_an_error() {
-        let exec = Exec { program: c"/nonexistent", args: &[], env: &[], fds: &[] };
+        let exec = Exec { program: c"/nonexistent", args: &[], env: &[], fds: &[], shielded: false };
         let error = posix_spawn(&exec).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::NotFound);
     }

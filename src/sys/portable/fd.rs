@@ -59,6 +59,9 @@ pub(crate) fn replace_all_except(_: &[RawFd]) -> io::Result<()> {
 pub(crate) fn null_stdin() -> io::Result<()> {
     unsupported()
 }
+pub(crate) fn null_stdout() -> io::Result<()> {
+    unsupported()
+}
 pub(crate) fn sanitize_stdio() -> io::Result<()> {
     unsupported()
 }

@@ -21,6 +21,7 @@ pub(crate) mod per_process;
 pub(crate) mod process;
 pub(crate) mod program;
 pub(crate) mod reactor;
+pub(crate) mod shm;
 pub(crate) mod signal;
 pub(crate) mod socket;
 pub(crate) mod threads;

@@ -45,6 +45,7 @@ pub(crate) struct Exec<'a> {
     pub(crate) args: &'a [CString],
     pub(crate) env: &'a [CString],
     pub(crate) fds: &'a [(BorrowedFd<'a>, RawFd)],
+    pub(crate) shielded: bool,
 }
 
 pub(crate) enum Fork {
