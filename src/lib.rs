@@ -115,6 +115,7 @@ pub mod reduction;
 pub mod resource_tracker;
 mod ring;
 pub mod shared_memory;
+mod sharedctypes;
 mod spawn;
 mod synchronize;
 mod sys;
@@ -151,6 +152,7 @@ pub use process::{
 pub use reduction::handle::Handle;
 pub use reduction::{Blob, Message};
 pub use shared_memory::{SharedMemory, SharedMemoryBuilder};
+pub use sharedctypes::{Integer, RawArray, RawValue, copy};
 pub use synchronize::{Lock, LockGuard, OwnedLockGuard};
 pub use util::register_after_fork;
 

@@ -15,6 +15,8 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonym
 use nix::sys::stat::fstat;
 use nix::sys::uio::pwrite;
 
+mod racing;
+
 /// Memory that can never become a program; nix lacks it.
 const MFD_NOEXEC_SEAL: u32 = 8;
 
@@ -27,9 +29,15 @@ const MFD_NOEXEC_SEAL: u32 = 8;
 /// that the machine has but cannot spare may wake its out-of-memory killer.
 pub(crate) fn memfd(name: &str, len: usize) -> io::Result<OwnedFd> {
     let fd = growing(name, len)?;
-    if len > 0 {
-        allocate(fd.as_fd(), file_offset(len)?)?;
-    }
+    allocate(fd.as_fd(), len)?;
+    Ok(fd)
+}
+
+/// As [`memfd`], but only its first `now` bytes have room found for them: [`allocate`] does it for more.
+pub(crate) fn sparse(name: &str, len: usize, now: usize) -> io::Result<OwnedFd> {
+    let fd = growing(name, now)?;
+    nix::unistd::ftruncate(&fd, file_offset(len)?)?;
+    allocate(fd.as_fd(), now)?;
     Ok(fd)
 }
 
@@ -53,14 +61,20 @@ pub(crate) fn growing(name: &str, len: usize) -> io::Result<OwnedFd> {
     Ok(fd)
 }
 
-/// Finds room for `size` bytes, which must not be none.
-pub(super) fn allocate(fd: BorrowedFd, size: i64) -> io::Result<()> {
-    loop {
+/// Finds room for the first `len` bytes of a file in memory.
+///
+/// # Errors
+/// As those of [`memfd`].
+pub(crate) fn allocate(fd: BorrowedFd, len: usize) -> io::Result<()> {
+    // The kernel takes no size for a mistake.
+    let size = NonZeroUsize::new(len).map(|len| file_offset(len.get())).transpose()?;
+    while let Some(size) = size {
         match fallocate(fd, FallocateFlags::empty(), 0, size) {
             Err(Errno::EINTR) => {}
             result => return Ok(result?),
         }
     }
+    Ok(())
 }
 
 /// All memory that this machine has, with swap, in bytes.

@@ -37,7 +37,7 @@ pub(crate) fn unnamed(size: usize) -> io::Result<OwnedFd> {
         Err(Errno::ENOENT) => return Err(io::Error::other("there is no /dev/shm for shared memory")),
         result => result?,
     };
-    allocate(fd.as_fd(), file_offset(size)?)?;
+    allocate(fd.as_fd(), size)?;
     Ok(fd)
 }
 

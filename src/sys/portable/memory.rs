@@ -6,6 +6,12 @@ use super::{BorrowedFd, Fd, unsupported};
 pub(crate) fn memfd(_: &str, _: usize) -> io::Result<Fd> {
     unsupported()
 }
+pub(crate) fn sparse(_: &str, _: usize, _: usize) -> io::Result<Fd> {
+    unsupported()
+}
+pub(crate) fn allocate(_: BorrowedFd<'_>, _: usize) -> io::Result<()> {
+    unsupported()
+}
 pub(crate) fn write_all_at(_: BorrowedFd<'_>, _: usize, _: &[u8]) -> io::Result<()> {
     unsupported()
 }
@@ -38,6 +44,15 @@ impl Shared {
     }
     pub(crate) fn write(&self, _: usize, _: &[u8]) {}
     pub(crate) fn append_to(&self, _: usize, _: usize, _: &mut Vec<u8>) {}
+    pub(crate) fn load_into(&self, _: usize, _: &mut [u8]) {}
+    pub(crate) fn store_from(&self, _: usize, _: &[u8]) {}
+    pub(crate) fn update<const N: usize>(
+        &self,
+        _: usize,
+        mut f: impl FnMut([u8; N]) -> Option<[u8; N]>,
+    ) -> [u8; N] {
+        f([0; N]).unwrap_or([0; N])
+    }
     pub(crate) fn atomic_u64(&self, _: usize) -> &AtomicU64 {
         &self.0
     }
