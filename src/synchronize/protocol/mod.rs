@@ -15,7 +15,10 @@ pub(crate) mod cells;
 #[cfg(all(test, multiprocess))]
 pub(crate) mod model;
 pub(crate) mod owner;
+pub(crate) mod permits;
+pub(crate) mod rounds;
 pub(crate) mod signal;
+pub(crate) mod tally;
 pub(crate) mod tickets;
 mod words;
 
