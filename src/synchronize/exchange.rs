@@ -15,7 +15,7 @@ use tokio::io::Interest;
 use tokio::runtime::{Handle, Id};
 use tokio::task::yield_now;
 
-use super::object::{Object, WeakObject};
+use super::object::{Object, Place, WeakObject};
 use super::protocol::bells;
 use crate::sys::door::{Door, Ring};
 use crate::sys::per_process::PerProcess;
@@ -36,8 +36,7 @@ pub(crate) struct Exchange {
 
 #[derive(Default)]
 struct State {
-    /// By the object's key, and where it is: a copy of this process may have one twice.
-    rooms: BTreeMap<(u64, usize), Room>,
+    rooms: BTreeMap<Place, Room>,
     /// The objects of this process, so that one that arrives again is the same.
     objects: BTreeMap<u64, WeakObject>,
     /// On which runtimes there are watchers.
@@ -102,7 +101,7 @@ impl Exchange {
         let mut state = lock(&self.state);
         let number = state.next;
         state.next += 1;
-        let room = state.rooms.entry(place(object)).or_insert_with(|| Room::new(object));
+        let room = state.rooms.entry(object.place()).or_insert_with(|| Room::new(object));
         room.sleepers.push_back(Sleeper { number, waker: waker.clone(), called: false });
         state.watchers.values().for_each(|ticker| ticker.start(TICK));
         drop(state);
@@ -117,7 +116,7 @@ impl Exchange {
     pub(crate) fn stir(&'static self, object: &Object, number: u64, waker: &Waker) -> crate::Result<bool> {
         self.watch()?;
         let mut state = lock(&self.state);
-        let room = state.rooms.get_mut(&place(object));
+        let room = state.rooms.get_mut(&object.place());
         let called = room.and_then(|room| room.find(number)).is_some_and(|sleeper| {
             sleeper.waker.clone_from(waker);
             std::mem::take(&mut sleeper.called)
@@ -133,12 +132,12 @@ impl Exchange {
         let mut state = lock(&self.state);
         let mut called = false;
         let mut empty = None;
-        if let Some(room) = state.rooms.get_mut(&place(object)) {
+        if let Some(room) = state.rooms.get_mut(&object.place()) {
             if let Ok(at) = room.sleepers.binary_search_by_key(&number, |sleeper| sleeper.number) {
                 called = room.sleepers.remove(at).is_some_and(|sleeper| sleeper.called);
             }
             if room.sleepers.is_empty() {
-                empty = state.rooms.remove(&place(object));
+                empty = state.rooms.remove(&object.place());
             }
         }
         drop(state);
@@ -157,7 +156,7 @@ impl Exchange {
     pub(crate) fn attend(&self, object: &Object, looks: bool) {
         let sleeps = |sleeper: &&mut Sleeper| !sleeper.called;
         let asleep = |state: &mut State| {
-            let room = state.rooms.get_mut(&place(object));
+            let room = state.rooms.get_mut(&object.place());
             room.is_some_and(|room| room.sleepers.iter_mut().any(|sleeper| sleeps(&sleeper)))
         };
         let anyone = asleep(&mut lock(&self.state));
@@ -173,7 +172,7 @@ impl Exchange {
             return;
         }
         let mut wakers = Vec::new();
-        if let Some(room) = lock(&self.state).rooms.get_mut(&place(object)) {
+        if let Some(room) = lock(&self.state).rooms.get_mut(&object.place()) {
             for sleeper in room.sleepers.iter_mut().filter(sleeps).take(ready) {
                 sleeper.called = true;
                 wakers.push(sleeper.waker.clone());
@@ -207,7 +206,9 @@ impl Exchange {
     /// Sees to it that somebody watches on this runtime.
     fn watch(&'static self) -> io::Result<()> {
         let runtime = Handle::current();
-        if lock(&self.state).watchers.contains_key(&runtime.id()) {
+        // Held all the while, as a runtime can watch a door but once.
+        let mut state = lock(&self.state);
+        if state.watchers.contains_key(&runtime.id()) {
             return Ok(());
         }
         let timer = Arc::new(sys::fd::timerfd()?);
@@ -218,16 +219,11 @@ impl Exchange {
             exchange: self,
             runtime: runtime.id(),
         };
-        // Two at a time do no harm, and the second one's ticker is the one that is started.
-        let ticker = watcher.ticker.clone();
-        lock(&self.state).watchers.insert(runtime.id(), ticker);
+        state.watchers.insert(runtime.id(), watcher.ticker.clone());
+        drop(state);
         runtime.spawn(watcher.run());
         Ok(())
     }
-}
-
-fn place(object: &Object) -> (u64, usize) {
-    (object.key(), object.address())
 }
 
 impl Room {

@@ -57,6 +57,9 @@ pub(crate) struct Kind {
 #[derive(Clone)]
 pub(crate) struct Object(Arc<Inner>);
 
+/// An object in this process: its key, and where it is, as a copy of this process may have one twice.
+pub(crate) type Place = (u64, usize);
+
 struct Inner {
     /// For messages, and for copies of this process.
     fd: Arc<Fd>,
@@ -141,9 +144,9 @@ impl Object {
         self.0.key
     }
 
-    /// Where it is in this process.
-    pub(crate) fn address(&self) -> usize {
-        Arc::as_ptr(&self.0).addr()
+    /// By what this process keeps what it knows of it.
+    pub(crate) fn place(&self) -> Place {
+        (self.key(), Arc::as_ptr(&self.0).addr())
     }
 
     /// This process's cell, if it has one.
@@ -195,6 +198,13 @@ impl Object {
         for _ in 0..CELLS {
             let Some(cell) = bells::call(self.words(), self.0.next.load(Ordering::Relaxed)) else { return };
             self.0.next.store(cell.0 + 1, Ordering::Relaxed);
+            self.ring(cell);
+        }
+    }
+
+    /// Rings for those who sleep in one cell's process.
+    pub(crate) fn call_at(&self, cell: Cell) {
+        if bells::call_at(self.words(), cell) {
             self.ring(cell);
         }
     }

@@ -35,10 +35,18 @@ pub(crate) fn anyone(words: &impl Words) -> bool {
 pub(crate) fn call(words: &impl Words, from: usize) -> Option<Cell> {
     words.fence();
     let cells = words.cells();
-    (0..cells).map(|i| Cell((from + i) % cells)).find(|cell| {
-        words.load(word(*cell), Ordering::Relaxed) & bit(*cell) != 0
-            && words.fetch_and(word(*cell), !bit(*cell), Ordering::SeqCst) & bit(*cell) != 0
-    })
+    (0..cells).map(|i| Cell((from + i) % cells)).find(|cell| take(words, *cell))
+}
+
+/// Takes out the sleepers of one cell, if there are any.
+pub(crate) fn call_at(words: &impl Words, cell: Cell) -> bool {
+    words.fence();
+    take(words, cell)
+}
+
+fn take(words: &impl Words, cell: Cell) -> bool {
+    words.load(word(cell), Ordering::Relaxed) & bit(cell) != 0
+        && words.fetch_and(word(cell), !bit(cell), Ordering::SeqCst) & bit(cell) != 0
 }
 
 fn lines(words: &impl Words) -> impl Iterator<Item = usize> {
