@@ -151,7 +151,7 @@ pub use process::{
 #[cfg(multiprocess)]
 pub use reduction::handle::Handle;
 pub use reduction::{Blob, Message};
-pub use shared_memory::{SharedMemory, SharedMemoryBuilder};
+pub use shared_memory::{ShareableList, ShareableValue, SharedMemory, SharedMemoryBuilder};
 pub use sharedctypes::{Integer, RawArray, RawValue, copy};
 pub use synchronize::{Lock, LockGuard, OwnedLockGuard};
 pub use util::register_after_fork;

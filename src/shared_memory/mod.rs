@@ -30,6 +30,10 @@
 //! read and written by checked copies, which give errors where touching a mapping would kill the process.
 
 mod block;
+mod layout;
+mod list;
 mod name;
 
 pub use block::{MappedMemory, SharedMemory, SharedMemoryBuilder};
+pub use layout::ShareableValue;
+pub use list::ShareableList;
