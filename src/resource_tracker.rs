@@ -47,7 +47,7 @@ use std::fmt;
 use std::io::{self, IoSlice, Write};
 use std::path::PathBuf;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use std::ffi::CString;
 
@@ -70,6 +70,13 @@ const NAME: &str = "mp-tracker";
 
 /// How long a tracker may take to say that it runs: as long as any child.
 const START: Duration = Duration::from_secs(60);
+
+/// How long an object that somebody has open may be one that the last of the family had: the kernel closes
+/// a dead process's descriptors one after the other, and that which the tracker listens to not as the last.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// How soon it looks again, at first and at most.
+const LOOK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
 
 /// An object in `/dev/shm`: its name, and what tells it from others that have had that name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -312,32 +319,49 @@ pub(crate) fn run(socket: Fd) -> ! {
             Ok(None) | Err(_) => break,
         }
     }
-    unlink_all(&objects);
+    unlink_all(objects);
     sys::process::exit_now(0)
 }
 
-fn unlink_all(objects: &BTreeSet<Object>) {
+fn unlink_all(mut objects: BTreeSet<Object>) {
     match objects.len() {
         0 => return,
         1 => say(format_args!("1 leaked shared memory object")),
         count => say(format_args!("{count} leaked shared memory objects")),
     }
-    for object in objects {
-        if let Err(why) = unlink(object) {
-            say(format_args!("cannot unlink shared memory `{}`: {why}", object.name));
+    let failed = |object: &Object, why: &dyn fmt::Display| {
+        say(format_args!("cannot unlink shared memory `{}`: {why}", object.name));
+    };
+    let begin = Instant::now();
+    let mut pause = LOOK.0;
+    loop {
+        objects.retain(|object| match unlink(object) {
+            Ok(done) => !done,
+            Err(why) => {
+                failed(object, &why);
+                false
+            }
+        });
+        if objects.is_empty() || begin.elapsed() >= CLOSING {
+            break;
         }
+        std::thread::sleep(pause);
+        pause = (2 * pause).min(LOOK.1);
     }
+    objects.iter().for_each(|object| failed(object, &"another process has it open"));
 }
 
-fn unlink(object: &Object) -> io::Result<()> {
+/// False if somebody has it open.
+fn unlink(object: &Object) -> io::Result<bool> {
     let found = sys::shm::open_named(&object.name)?;
     if sys::fd::identity(found.as_fd())? != object.identity {
         return Err(io::Error::other("it is another object by now"));
     }
     if sys::shm::is_open_elsewhere(found.as_fd())? {
-        return Err(io::Error::other("another process has it open"));
+        return Ok(false);
     }
-    sys::shm::unlink(&object.name)
+    sys::shm::unlink(&object.name)?;
+    Ok(true)
 }
 
 /// Nobody may be there to read it.

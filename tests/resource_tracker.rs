@@ -24,6 +24,7 @@ mod linux {
     use std::os::unix::process::CommandExt;
     use std::path::{Path, PathBuf};
     use std::process::{Child, ChildStdout, Command, Stdio};
+    use std::sync::LazyLock;
 
     use nix::sys::signal::{Signal, kill, killpg};
     use nix::unistd::Pid;
@@ -59,6 +60,8 @@ mod linux {
         Scenario { name: "a_pool_worker_that_dies", run: pool, check: leaks_are_told },
         Scenario { name: "a_program_without_this_crate", run: foreign, check: is_silent },
         Scenario { name: "a_program_that_calls_freeze_support", run: frozen, check: leaks_are_told },
+        Scenario { name: "a_lock_in_a_static", run: static_lock, check: is_silent },
+        Scenario { name: "a_lock_of_a_killed_process", run: killed_lock, check: is_silent },
         Scenario { name: "nothing_of_the_program_is_kept", run: two, check: is_small },
     ];
 
@@ -528,6 +531,40 @@ mod linux {
         mp::freeze_support();
         mp::require_freeze_support();
         create();
+    }
+
+    static LOCK: LazyLock<mp::Lock> = LazyLock::new(|| mp::Lock::new().unwrap());
+
+    fn use_lock() {
+        drop(LOCK.try_acquire().unwrap());
+        assert_eq!(mp::resource_tracker::pid(), None);
+    }
+
+    /// Each process has made its own of it.
+    // conformance: TestNamedResource.test_global_named_resource_spawn
+    fn static_lock() {
+        use_lock();
+        runtime().block_on(async {
+            for context in all_methods() {
+                let child = context.process(use_lock, ()).start().await.unwrap();
+                assert!(child.join().await.unwrap().success());
+            }
+        });
+    }
+
+    /// What primitives lie in has no name that could be left, whoever is killed: no tracker is started for
+    /// them, and there is no second kind of objects for it to know.
+    // conformance: TestResourceTracker.test_resource_tracker
+    fn killed_lock() {
+        let fds = || {
+            fs::read_dir("/proc/self/fd").unwrap().flatten().filter_map(|fd| fs::read_link(fd.path()).ok())
+        };
+        let memory = || fds().filter(|target| target.starts_with("/dev/shm")).count();
+        let nameless = || fds().filter(|target| target.to_string_lossy().starts_with("/memfd:")).count();
+        let before = nameless();
+        use_lock();
+        assert_eq!((memory(), nameless()), (0, before + 1));
+        kill_9(std::process::id() as i32);
     }
 
     /// Of the program that it is a copy of, neither streams nor files nor the session.
