@@ -153,7 +153,9 @@ pub use reduction::handle::Handle;
 pub use reduction::{Blob, Message};
 pub use shared_memory::{ShareableList, ShareableValue, SharedMemory, SharedMemoryBuilder};
 pub use sharedctypes::{Integer, RawArray, RawValue, copy};
-pub use synchronize::{Lock, LockGuard, OwnedLockGuard};
+pub use synchronize::{
+    Condition, ConditionGuard, ConditionLock, Event, Lock, LockGuard, OwnedLockGuard, RLock, RLockGuard,
+};
 pub use util::register_after_fork;
 
 #[doc(hidden)]

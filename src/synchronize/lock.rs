@@ -138,6 +138,20 @@ impl Lock {
         owner::holder(self.object.words()).is_some()
     }
 
+    /// What another kind of lock is made of.
+    pub(super) fn of(object: Object) -> Self {
+        Self { object }
+    }
+
+    pub(super) fn object(&self) -> &Object {
+        &self.object
+    }
+
+    /// Whether this process holds it, or nobody knows who does.
+    pub(super) fn may_be_held_here(&self) -> bool {
+        owner::holder(self.object.words()).is_some_and(|owner| owner == Here.me() || owner == UNNAMED)
+    }
+
     pub(super) async fn take(&self, taker: Identity) -> Result<()> {
         let mut starving = Starving { object: &self.object, starves: false };
         wait(&self.object, |turn| {
@@ -190,7 +204,7 @@ impl Lock {
     }
 }
 
-fn is_free(object: &Object, looks: bool) -> bool {
+pub(super) fn is_free(object: &Object, looks: bool) -> bool {
     owner::holder(object.words()).is_none_or(|owner| looks && owner != UNNAMED && Here.is_dead(owner))
 }
 

@@ -13,6 +13,12 @@ const SET: u64 = 1;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Generation(u64);
 
+impl Generation {
+    pub(crate) fn number(self) -> u64 {
+        self.0
+    }
+}
+
 /// Sets it. What is set already stays so, and in its generation: nobody waits for that one any more.
 pub(crate) fn set(words: &impl Words) {
     let mut now = words.load(STATE, Ordering::SeqCst);

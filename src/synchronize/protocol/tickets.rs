@@ -109,15 +109,19 @@ impl Line {
         before.is_some_and(is_meant)
     }
 
-    /// How many of this process are notified and still here.
-    pub(crate) fn notified(&self, words: &impl Words, cell: Cell) -> usize {
-        self.places.len().min(Count::of(words, cell).notified as usize)
+    pub(crate) fn is_empty(&self) -> bool {
+        self.places.is_empty()
     }
 
     /// How many stand before it.
     fn rank(&self, place: &Place) -> usize {
         self.places.partition_point(|other| *other < place.0)
     }
+}
+
+/// How many of a process's cell are notified and still here.
+pub(crate) fn notified(words: &impl Words, cell: Cell) -> usize {
+    Count::of(words, cell).notified as usize
 }
 
 /// Notifies up to `n` who wait, or all of them if they are fewer, and says how many: the first of each
@@ -260,7 +264,7 @@ mod tests {
             notify_n(words, 1);
             let second = line.enter(words, *cell);
             assert!(line.is_notified(words, *cell, &first) && !line.is_notified(words, *cell, &second));
-            assert_eq!(line.notified(words, *cell), 1);
+            assert_eq!(notified(words, *cell), 1);
             // Nor does one that goes in vain.
             assert!(!line.leave(words, *cell, second));
             assert_eq!(count(words, *cell), (1, 1));
