@@ -35,9 +35,10 @@
 //!
 //! - A family whose tracker was killed, and that ends before it creates memory again, leaves what it has
 //!   created. So does one in a pid namespace whose first process ends: that kills the tracker, too.
-//! - A process that was started before there was a tracker starts its own when it first needs one. What a
-//!   pool's worker starts is killed with it, and so would a tracker be: where tasks create shared memory,
-//!   call [`ensure_running`] before the pool is built.
+//! - A process that was started before there was a tracker starts its own when it first needs one, and that
+//!   unlinks when this process and its descendants are gone: in a pool's worker, with the worker, or even
+//!   not at all if the worker's control group is killed. Where tasks create shared memory that is to live
+//!   longer, call [`ensure_running`] before the pool is built.
 //! - Locks, semaphores, events and the like have no names, and need no tracker: the kernel frees them.
 //!
 //! The tracker keeps stderr open, so who reads a program's stderr to its end learns of leaks as well.
@@ -59,14 +60,12 @@ use crate::control::{self, Report};
 use crate::error::{Result, StartError};
 use crate::process::ExitStatus;
 use crate::reduction::Descriptor;
+use crate::sys::guardian::TRACKER;
 use crate::sys::per_process::PerProcess;
 use crate::sys::process::{Exec, Exit, Held};
 use crate::sys::socket::{self, Mode};
 use crate::sys::{self, AsFd, Fd};
 use crate::util::lock;
-
-/// What `ps` calls it.
-const NAME: &str = "mp-tracker";
 
 /// How long a tracker may take to say that it runs: as long as any child.
 const START: Duration = Duration::from_secs(60);
@@ -244,7 +243,7 @@ impl Tracker {
         let spawn = || -> io::Result<i32> {
             let mut env = sys::env::environment();
             env.push(CString::new(bootstrap::tracker_variable(bootstrap::uses_hook()))?);
-            let name = std::env::args_os().next().unwrap_or_else(|| NAME.into());
+            let name = std::env::args_os().next().unwrap_or_else(|| TRACKER.into());
             sys::process::posix_spawn(&Exec {
                 program: &sys::env::c_string(program.as_os_str())?,
                 args: &[sys::env::c_string(&name)?],
@@ -297,7 +296,7 @@ fn greeting(socket: &Fd) -> std::result::Result<(), Option<StartError>> {
 
 /// The tracker's life.
 pub(crate) fn run(socket: Fd) -> ! {
-    sys::process::set_title(NAME);
+    sys::process::set_title(TRACKER);
     // Not to keep a file system, or a pipeline, in use.
     let _ = std::env::set_current_dir("/");
     let _ = sys::fd::null_stdout();

@@ -48,7 +48,7 @@ mod linux {
         Scenario { name: "a_terminated_owner", run: two, check: owner_is_terminated },
         Scenario { name: "a_killed_group", run: two, check: group_is_killed },
         Scenario { name: "an_owner_killed_at_any_instant", run: busy, check: nothing_is_left },
-        Scenario { name: "signals_to_the_tracker", run: signals, check: is_silent },
+        Scenario { name: "signals_to_the_tracker", run: signals, check: signals_are_survived },
         Scenario { name: "a_killed_tracker", run: killed_tracker, check: one_warning },
         Scenario { name: "a_killed_owner_and_tracker", run: killed_both, check: the_rest_is_cleaned },
         Scenario { name: "children_share_the_tracker", run: family, check: family_is_cleaned },
@@ -58,6 +58,11 @@ mod linux {
         Scenario { name: "memory_that_was_only_opened", run: opens, check: opened_stays },
         Scenario { name: "memory_without_tracking", run: untracked, check: untracked_stays },
         Scenario { name: "a_pool_worker_that_dies", run: pool, check: leaks_are_told },
+        Scenario {
+            name: "a_pool_worker_with_a_tracker_of_its_own",
+            run: lone_worker,
+            check: worker_is_cleaned,
+        },
         Scenario { name: "a_program_without_this_crate", run: foreign, check: is_silent },
         Scenario { name: "a_program_that_calls_freeze_support", run: frozen, check: leaks_are_told },
         Scenario { name: "a_lock_in_a_static", run: static_lock, check: is_silent },
@@ -296,7 +301,14 @@ mod linux {
         assert!(runs(pid));
         assert_eq!(tracker(), pid);
         first.unlink().unwrap();
-        second.unlink().unwrap();
+        // That the signals have not killed it later than all this the check sees.
+        std::mem::forget(second);
+    }
+
+    fn signals_are_survived(program: &mut Command) {
+        let (stderr, names) = Program::start(program).end();
+        assert_eq!((stderr, names.len()), (leaked(1), 2));
+        assert!(names.iter().all(|name| !path(name).exists()));
     }
 
     // conformance: TestResourceTracker.test_resource_tracker_sigkill
@@ -514,6 +526,21 @@ mod linux {
             pool.apply(create_and_die, ()).await.unwrap_err();
             pool.terminate().await.unwrap();
         });
+    }
+
+    /// The guardian, which kills what a worker leaves, lets the worker's tracker do its work first.
+    fn lone_worker() {
+        runtime().block_on(async {
+            let pool = mp::Pool::new(1).await.unwrap();
+            pool.apply(create_and_die, ()).await.unwrap_err();
+            assert_eq!(mp::resource_tracker::pid(), None);
+            pool.terminate().await.unwrap();
+        });
+    }
+
+    fn worker_is_cleaned(program: &mut Command) {
+        let (_, names) = Program::start(program).end();
+        assert!(names.len() == 1 && !path(&names[0]).exists(), "{names:?}");
     }
 
     fn foreign() {

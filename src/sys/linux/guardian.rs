@@ -32,6 +32,13 @@ use super::socket::{Mode, send};
 /// What `ps` calls it.
 pub(crate) const NAME: &str = "mp-guardian";
 
+/// What `ps` calls a resource tracker.
+pub(crate) const TRACKER: &str = "mp-tracker";
+
+/// How long a worker's resource tracker is let live that has lost its family: longer than it takes for its
+/// work. Anything could call itself one.
+const TRACKED: Duration = Duration::from_secs(2);
+
 /// What the guardian says of a worker whose memory was dumped, as its own status cannot.
 pub(crate) const CORE_DUMPED: &[u8] = b"C";
 
@@ -148,7 +155,7 @@ fn watch(worker: i32, control: BorrowedFd) -> ! {
         }
         let began = *began.get_or_insert_with(Instant::now);
         let late = began.elapsed() >= CLEARED_AWAY && getppid() == pool;
-        if late || !kill_children().unwrap_or(exit.is_none()) {
+        if late || !kill_children(began.elapsed() < TRACKED).unwrap_or(exit.is_none()) {
             break;
         }
         rest(None, Some(pause));
@@ -176,17 +183,26 @@ fn reap(worker: i32, exit: &mut Option<Exit>) -> bool {
     }
 }
 
-/// Kills all children; false if there is none that this process may kill, as those that are left
-/// belong to other users.
+/// Kills all children, but for resource trackers if they are to be spared, which have yet to unlink what the
+/// others have left; false if there is none that this process may kill, as those that are left belong to
+/// other users.
 ///
 /// # Errors
 /// When no list is to be had. There is nothing to go by then: what has left the worker's group
 /// lives on.
-fn kill_children() -> io::Result<bool> {
-    let (mut killed, mut refused) = (false, false);
-    for_each_own(|child| *(if kill(child) { &mut killed } else { &mut refused }) = true)?;
+fn kill_children(spare_trackers: bool) -> io::Result<bool> {
+    let (mut there, mut refused) = (false, false);
+    for_each_own(|child| {
+        let counts = spare_trackers && is_tracker(child) || kill(child);
+        *(if counts { &mut there } else { &mut refused }) = true;
+    })?;
     // One that comes just now may be in no list.
-    Ok(killed || !refused)
+    Ok(there || !refused)
+}
+
+fn is_tracker(child: i32) -> bool {
+    let name = std::fs::read_to_string(format!("/proc/{child}/comm"));
+    name.is_ok_and(|name| name.trim_end() == TRACKER)
 }
 
 /// Whether it was allowed to.
