@@ -296,28 +296,36 @@ fn who_does_not_hold_the_lock_cannot_notify() {
     });
 }
 
-/// Who notifies and then waits does not wake itself by that.
+/// Plays a ball to and fro: whoever has it notifies the other, and waits for it to come back.
+async fn play(condition: Condition, ball: RawValue<u32>, mine: u32) {
+    let mut guard = condition.lock().await.unwrap();
+    while ball.get() < 2000 {
+        if ball.get() % 2 == mine {
+            ball.set(ball.get() + 1);
+            guard.notify(1).unwrap();
+        } else {
+            guard = guard.wait().await.unwrap();
+        }
+    }
+}
+
+/// Who notifies and then waits does not wake itself by that, and who is woken need not wait for a tick.
 #[test]
 fn a_notification_is_for_those_who_were_there() {
-    run(WATCHDOG, async {
-        let condition = over_lock();
-        let ball = RawValue::new(0u32).unwrap();
-        let play = |condition: Condition, ball: RawValue<u32>, mine: u32| async move {
-            let mut guard = condition.lock().await.unwrap();
-            while ball.get() < 2000 {
-                if ball.get() % 2 == mine {
-                    ball.set(ball.get() + 1);
-                    guard.notify(1).unwrap();
-                } else {
-                    guard = guard.wait().await.unwrap();
-                }
+    run_each(WATCHDOG, async |context| {
+        for beyond in [false, true] {
+            let (condition, ball) = (over_lock(), RawValue::new(0u32).unwrap());
+            let here = tokio::spawn(play(condition.clone(), ball.clone(), 0));
+            if beyond {
+                let target = (condition.clone(), ball, 1);
+                let child = context.process(play, target).start().await.unwrap();
+                assert!(child.join().await.unwrap().success());
+            } else {
+                tokio::spawn(play(condition.clone(), ball, 1)).await.unwrap();
             }
-        };
-        let players = [0, 1].map(|mine| tokio::spawn(play(condition.clone(), ball.clone(), mine)));
-        for player in players {
-            player.await.unwrap();
+            here.await.unwrap();
+            assert_idle(&condition).await;
         }
-        assert_idle(&condition).await;
     });
 }
 
