@@ -82,8 +82,9 @@ impl Lock {
     /// # Panics
     /// If it has to wait outside of a runtime, or on one without I/O.
     pub async fn acquire(&self) -> Result<LockGuard<'_>> {
-        self.take(Here.me()).await?;
-        Ok(LockGuard { lock: self, owner: Here.me() })
+        let owner = Here.me();
+        self.take(owner).await?;
+        Ok(LockGuard { lock: self, owner })
     }
 
     /// [`acquire`](Self::acquire) with a guard that borrows nothing.
@@ -91,8 +92,9 @@ impl Lock {
     /// # Cancel safety
     /// As that of [`acquire`](Self::acquire).
     pub async fn acquire_owned(&self) -> Result<OwnedLockGuard> {
-        self.take(Here.me()).await?;
-        Ok(OwnedLockGuard { lock: self.clone(), owner: Here.me() })
+        let owner = Here.me();
+        self.take(owner).await?;
+        Ok(OwnedLockGuard { lock: self.clone(), owner })
     }
 
     /// Takes the lock if nobody holds it, or a dead process does. It needs no runtime, and waits for nothing.

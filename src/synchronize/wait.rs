@@ -2,7 +2,7 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::task::coop;
@@ -34,7 +34,13 @@ pub(crate) struct Turn {
 ///
 /// # Panics
 /// If it has to sleep outside of a runtime, or on one without I/O.
+#[inline]
 pub(crate) async fn wait<T>(object: &Object, mut attempt: impl FnMut(Turn) -> Option<T>) -> Result<T> {
+    // Of a task that always succeeds at once, others of its thread have their turn too.
+    poll_fn(|cx| coop::poll_proceed(cx).map(|coop| coop.made_progress())).await;
+    if let Some(done) = attempt(Turn::default()) {
+        return Ok(done);
+    }
     let mut waiting = Waiting { object, sleeper: None };
     poll_fn(|cx| waiting.poll(cx, &mut attempt)).await
 }
@@ -73,13 +79,8 @@ impl Waiting<'_> {
         cx: &mut Context<'_>,
         attempt: &mut impl FnMut(Turn) -> Option<T>,
     ) -> Poll<Result<T>> {
-        let coop = ready!(coop::poll_proceed(cx));
         let sleeper = match &mut self.sleeper {
             None => {
-                if let Some(done) = attempt(Turn::default()) {
-                    coop.made_progress();
-                    return Poll::Ready(Ok(done));
-                }
                 let number = Exchange::get().enter(self.object, cx.waker())?;
                 self.sleeper.insert(Asleep { number, since: Instant::now(), slept: false })
             }
@@ -91,7 +92,6 @@ impl Waiting<'_> {
         let turn =
             Turn { announced: true, slept: sleeper.slept, starves: sleeper.since.elapsed() >= STARVES };
         let Some(done) = attempt(turn) else { return Poll::Pending };
-        coop.made_progress();
         self.end(true);
         Poll::Ready(Ok(done))
     }

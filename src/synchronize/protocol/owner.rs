@@ -110,3 +110,6 @@ pub(crate) fn was_bequeathed(words: &impl Words) -> bool {
 pub(crate) fn acknowledge(words: &impl Words) {
     words.store(BEQUEATHED, 0, Ordering::Relaxed);
 }
+
+#[cfg(all(test, multiprocess))]
+mod tests;
