@@ -170,6 +170,44 @@ def connection_one_way(count, size):
     return taken / count
 
 
+def lock_loop(lock, count):
+    for _ in range(count):
+        lock.acquire()
+        lock.release()
+
+
+def lock_uncontended(count, _):
+    lock = multiprocessing.Lock()
+    lock_loop(lock, 1000)
+    begin = time.perf_counter()
+    lock_loop(lock, count)
+    return (time.perf_counter() - begin) / count
+
+
+def lock_contend(lock, connection, count):
+    elsewhere()
+    connection.send_bytes(b"r")
+    connection.recv_bytes()
+    lock_loop(lock, count)
+    connection.send_bytes(b"d")
+
+
+def lock_contended(count, _):
+    here, there = multiprocessing.Pipe()
+    context = multiprocessing.get_context("spawn")
+    lock = context.Lock()
+    process = context.Process(target=lock_contend, args=(lock, there, count))
+    process.start()
+    here.recv_bytes()
+    begin = time.perf_counter()
+    here.send_bytes(b"g")
+    lock_loop(lock, count)
+    here.recv_bytes()
+    taken = time.perf_counter() - begin
+    process.join()
+    return taken / (2 * count)
+
+
 def main(workload, processes, count, size):
     if workload.startswith("start_join_"):
         print(start_join(workload.removeprefix("start_join_"), count))
@@ -180,7 +218,7 @@ def main(workload, processes, count, size):
             print(killed(pool, workload.removeprefix("kill_")))
         return
     run = globals()[workload]
-    if workload.startswith("connection_"):
+    if workload.startswith(("connection_", "lock_")):
         print(run(count, size))
         return
     args = (size,) if workload.startswith("payload_") else ()

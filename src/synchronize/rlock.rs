@@ -10,7 +10,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer, Serialize};
 use tokio::task;
 
-use super::lock::{Lock, is_free};
+use super::lock::{Lock, ready};
 use super::object::{Kind, Object, Place};
 use super::protocol::{Here, Identity, World};
 use super::wait::within;
@@ -18,13 +18,8 @@ use crate::error::{Error, Result};
 use crate::sys::per_process::PerProcess;
 use crate::util::lock;
 
-static KIND: Kind = Kind {
-    code: 2,
-    name: "lock that can be taken again",
-    ready: |object, looks| usize::from(is_free(object, looks)),
-    reap: |_, _| {},
-    holds: |_, _| false,
-};
+static KIND: Kind =
+    Kind { code: 2, name: "lock that can be taken again", ready, reap: |_, _| {}, holds: |_, _| false };
 
 /// A lock between processes that its holder may take again. Python's `RLock`.
 ///

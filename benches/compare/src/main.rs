@@ -9,7 +9,10 @@ mod anchor;
 mod by_hand;
 mod channel;
 mod connections;
+#[path = "../../support/contender.rs"]
+mod contender;
 mod kills;
+mod locks;
 mod once;
 mod payloads;
 #[path = "../../support/peer.rs"]
@@ -60,6 +63,10 @@ fn main() {
         // As most who wait for one connection at a time.
         let current = Builder::new_current_thread().enable_all().build().expect("a runtime");
         connections::compare(&current, python);
+    }
+    if wants("locks") {
+        let current = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        locks::compare(&current, python);
     }
     if wants("payloads") {
         payloads::compare(&multi, python);

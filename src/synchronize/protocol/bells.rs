@@ -34,19 +34,38 @@ pub(crate) fn anyone(words: &impl Words) -> bool {
 /// Takes out one who sleeps, the first from a cell on, and round: that is for who calls to ring.
 pub(crate) fn call(words: &impl Words, from: usize) -> Option<Cell> {
     words.fence();
-    let cells = words.cells();
-    (0..cells).map(|i| Cell((from + i) % cells)).find(|cell| take(words, *cell))
+    let (first, before) = (from / BITS, (1 << (from % BITS)) - 1);
+    let lines = words.cells().div_ceil(BITS);
+    // The line in which the first one is comes twice: at last for those before that one.
+    (0..=lines).find_map(|i| {
+        let line = (first + i) % lines;
+        let wanted = match i {
+            0 => !before,
+            _ if i == lines => before,
+            _ => u64::MAX,
+        };
+        loop {
+            let bits = words.load(SLEEPERS + 8 * line, Ordering::Relaxed) & wanted;
+            let cell = Cell(line * BITS + bits.trailing_zeros() as usize);
+            if bits == 0 {
+                return None;
+            }
+            // Another may have been faster.
+            if take(words, cell) {
+                return Some(cell);
+            }
+        }
+    })
 }
 
 /// Takes out the sleepers of one cell, if there are any.
 pub(crate) fn call_at(words: &impl Words, cell: Cell) -> bool {
     words.fence();
-    take(words, cell)
+    words.load(word(cell), Ordering::Relaxed) & bit(cell) != 0 && take(words, cell)
 }
 
 fn take(words: &impl Words, cell: Cell) -> bool {
-    words.load(word(cell), Ordering::Relaxed) & bit(cell) != 0
-        && words.fetch_and(word(cell), !bit(cell), Ordering::SeqCst) & bit(cell) != 0
+    words.fetch_and(word(cell), !bit(cell), Ordering::SeqCst) & bit(cell) != 0
 }
 
 fn lines(words: &impl Words) -> impl Iterator<Item = usize> {

@@ -96,6 +96,25 @@ pub(crate) fn holder(words: &impl Words) -> Option<Identity> {
     }
 }
 
+/// Whether it could be taken, by who has slept; else leaves word that somebody sleeps for it. With `looks`, a
+/// dead owner's can be taken.
+pub(crate) fn is_free_or_told(words: &impl Words, world: &impl World, looks: bool) -> bool {
+    let mut word = words.load(STATE, Ordering::Acquire);
+    loop {
+        let owner = Identity(word & OWNER);
+        if owner.0 == 0 || looks && owner != UNNAMED && world.is_dead(owner) {
+            return true;
+        }
+        if word & WAITERS != 0 {
+            return false;
+        }
+        match words.compare_exchange(STATE, word, word | WAITERS) {
+            Ok(_) => return false,
+            Err(now) => word = now,
+        }
+    }
+}
+
 /// Takes back that somebody starves: it waits no more.
 pub(crate) fn starves_no_more(words: &impl Words) {
     words.fetch_and(STATE, !STARVING, Ordering::Relaxed);

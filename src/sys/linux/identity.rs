@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::Read;
 use std::os::fd::AsFd;
 use std::sync::OnceLock;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
@@ -21,18 +21,22 @@ const START_BITS: u32 = 40;
 /// never zero. A forked child is somebody else, also when foreign code forked.
 ///
 /// Where `/proc` is hidden, or is another PID namespace's, the time is zero, which stands for unknown.
+#[inline]
 pub(crate) fn me() -> u64 {
     static PAGE: OnceLock<WipedOnFork> = OnceLock::new();
     let known = PAGE.get_or_init(WipedOnFork::new).atomic();
     match known.load(Ordering::Relaxed) {
-        0 => {
-            let start = if proc_is_ours() { Stat::of(getpid()).map_or(0, |stat| stat.start) } else { 0 };
-            let me = identity(start, getpid());
-            // Of several threads, the first says what all go by: `/proc` may come or go meanwhile.
-            known.compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed).map_or_else(|set| set, |_| me)
-        }
+        0 => find_out(known),
         me => me,
     }
+}
+
+#[cold]
+fn find_out(known: &AtomicU64) -> u64 {
+    let start = if proc_is_ours() { Stat::of(getpid()).map_or(0, |stat| stat.start) } else { 0 };
+    let me = identity(start, getpid());
+    // Of several threads, the first says what all go by: `/proc` may come or go meanwhile.
+    known.compare_exchange(0, me, Ordering::Relaxed, Ordering::Relaxed).map_or_else(|set| set, |_| me)
 }
 
 fn identity(start: u64, pid: i32) -> u64 {

@@ -243,6 +243,7 @@ impl Shared {
     ///
     /// # Panics
     /// Also if the offset is not a multiple of 8.
+    #[inline]
     pub(crate) fn atomic_u64(&self, offset: usize) -> &AtomicU64 {
         let word = self.range(offset, size_of::<AtomicU64>()).cast();
         assert!(word.is_aligned(), "offset {offset} is not a multiple of 8");

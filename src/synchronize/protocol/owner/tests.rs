@@ -30,7 +30,7 @@ fn pass(actor: &Actor, attempt: Attempt) {
 
 fn check(model: impl Fn() + Send + Sync + 'static) {
     let mut builder = loom::model::Builder::new();
-    builder.preemption_bound = Some(3);
+    builder.preemption_bound = Some(2);
     builder.check(model);
 }
 
@@ -158,5 +158,24 @@ fn who_comes_steps_back_behind_who_starves_but_nobody_is_kept_out() {
         assert!(!plain(&new, Attempt { leaves_word: true, ..LOOKS }));
         assert_eq!(give_back(&new, new.me()), Some(true));
         assert_eq!(give_back(&new, new.me()), None);
+    });
+}
+
+/// Whoever was faster than a sleeper that was called gives it back with a call as well.
+#[test]
+fn a_sleeper_for_whom_somebody_else_was_faster_is_called_again() {
+    const SLEEPERS: Cell = Cell(2);
+    check(|| {
+        let memory = Model::new();
+        let [faster, watcher] = [1, 2].map(|number| memory.actor(number, Fate::Lives));
+        // The word is as who gave it back before has left it: without any.
+        assert!(plain(&faster, Attempt::default()));
+        let giver = thread::spawn(move || {
+            let rings = give_back(&faster, faster.me()).unwrap();
+            rings && bells::call(&faster, 0) == Some(SLEEPERS)
+        });
+        bells::announce(&watcher, SLEEPERS);
+        let wakes = is_free_or_told(&watcher, &watcher, false);
+        assert!(giver.join().unwrap() || wakes);
     });
 }
