@@ -152,7 +152,10 @@ pub use process::{
 pub use reduction::handle::Handle;
 pub use reduction::{Blob, Message};
 pub use shared_memory::{ShareableList, ShareableValue, SharedMemory, SharedMemoryBuilder};
-pub use sharedctypes::{Integer, RawArray, RawValue, copy};
+pub use sharedctypes::{
+    Array, ArrayGuard, Integer, RawArray, RawValue, Value, ValueGuard, copy, synchronized,
+    synchronized_with_lock,
+};
 pub use synchronize::{
     Condition, ConditionGuard, ConditionLock, Event, Lock, LockGuard, OwnedLockGuard, RLock, RLockGuard,
 };

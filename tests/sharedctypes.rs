@@ -6,11 +6,13 @@
 mod support;
 
 use std::sync::Mutex;
+use std::time::Duration;
 
 use bytemuck::{Pod, Zeroable};
+use futures::poll;
 use support::{eventually, guard, run, run_each};
 use tokio_multiprocess as mp;
-use tokio_multiprocess::{RawArray, RawValue};
+use tokio_multiprocess::{Array, Lock, RawArray, RawValue, Value};
 
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default, PartialEq, Pod, Zeroable)]
@@ -331,5 +333,299 @@ fn what_a_static_holds_is_the_same_in_a_forked_child_which_can_send_it_on() {
         assert_eq!((n.get(), array.to_vec()), (2, vec![9, 2, 3]));
         n_again.set(5);
         assert_eq!((n.get(), array_again.to_vec()), (5, vec![9, 2, 3]));
+    });
+}
+
+type Values = (Value<i32>, Value<f64>, Value<i16>, Value<i64>, Value<u8>);
+
+// conformance: _TestValue.test_value
+#[test]
+fn values_have_what_the_other_process_has_written() {
+    run_each(120, |context| async move {
+        let values: Values = (
+            Value::new(0).unwrap(),
+            Value::new(3.25).unwrap(),
+            Value::new(-3).unwrap(),
+            Value::new(1 << 33).unwrap(),
+            Value::new(b'c').unwrap(),
+        );
+        let all = |(a, b, c, d, e): Values| async move {
+            let (a, b, c) = (a.lock().await.unwrap(), b.lock().await.unwrap(), c.lock().await.unwrap());
+            (*a, *b, *c, *d.lock().await.unwrap(), *e.lock().await.unwrap())
+        };
+        assert_eq!(all(values.clone()).await, (0, 3.25, -3, 1 << 33, b'c'));
+        let target = async |(a, b, c, d, e): Values| {
+            *a.lock().await.unwrap() -= 234;
+            *b.lock().await.unwrap() = -5.5;
+            *c.lock().await.unwrap() = 1021;
+            *d.lock().await.unwrap() = (1 << 34) + 1;
+            *e.try_lock().unwrap().unwrap() = b'b';
+        };
+        let child = context.process(target, (values.clone(),)).start().await.unwrap();
+        assert!(child.join().await.unwrap().success());
+        assert_eq!(all(values).await, (-234, -5.5, 1021, (1 << 34) + 1, b'b'));
+    });
+}
+
+// conformance: _TestValue.test_getobj_getlock
+// conformance: _TestArray.test_getobj_getlock_obj
+#[test]
+fn the_supplied_lock_is_the_one_that_keeps_out() {
+    run(120, async {
+        let lock = Lock::new().unwrap();
+        let value = Value::with_lock(&lock, 5).unwrap();
+        let array = Array::with_lock(&lock, 0..10).unwrap();
+        let others = (Value::new(5).unwrap(), Array::from_items(0..10).unwrap());
+        assert_eq!((value.get_obj().get(), array.get_obj().to_vec()), (5, (0..10).collect()));
+
+        let guard = lock.acquire().await.unwrap();
+        assert!(value.get_lock().locked() && array.get_lock().locked());
+        assert!(value.try_lock().unwrap().is_none() && array.try_lock().unwrap().is_none());
+        assert!(array.lock_timeout(Duration::from_millis(10)).await.unwrap().is_none());
+        assert!(others.0.try_lock().unwrap().is_some() && others.1.try_lock().unwrap().is_some());
+        drop(guard);
+
+        let guard = value.lock().await.unwrap();
+        assert!(lock.locked() && array.try_lock().unwrap().is_none());
+        assert!(lock.try_acquire().unwrap().is_none());
+        drop(guard);
+        assert!(!lock.locked());
+    });
+}
+
+/// As one message, as several, and without their locks.
+#[test]
+fn what_was_sent_has_the_same_lock_and_the_same_value() {
+    run(120, async {
+        let (mut here, mut there) = mp::pipe().unwrap();
+        let lock = Lock::new().unwrap();
+        let apart = Value::with_lock(&lock, 1u64).unwrap();
+        let beside = Array::from_items([1u8, 2, 3]).unwrap();
+        let raw = mp::synchronized(beside.get_obj()).unwrap();
+        here.send(&(&apart, &beside, &raw, beside.get_obj(), apart.get_obj())).await.unwrap();
+        type Arrived = (Value<u64>, Array<u8>, Array<u8>, RawArray<u8>, RawValue<u64>);
+        let (apart2, beside2, raw2, bare_array, bare_value): Arrived = there.recv().await.unwrap();
+
+        let mut guard = apart2.lock().await.unwrap();
+        assert!(lock.locked());
+        *guard = 7;
+        drop(guard);
+        assert_eq!((apart.get_obj().get(), bare_value.get()), (7, 7));
+        let mut guard = beside2.lock().await.unwrap();
+        assert!(beside.try_lock().unwrap().is_none());
+        guard[1] = 9;
+        drop(guard);
+        for array in [beside.get_obj(), raw.get_obj(), raw2.get_obj(), &bare_array] {
+            assert_eq!(array.to_vec(), [1, 9, 3]);
+        }
+        // The lock of the same object that was made later is another.
+        let _guard = raw2.lock().await.unwrap();
+        assert!(raw.try_lock().unwrap().is_none() && beside.try_lock().unwrap().is_some());
+
+        here.send(&lock).await.unwrap();
+        assert!(there.recv::<Value<u64>>().await.is_err());
+        here.send(&beside).await.unwrap();
+        let error = there.recv::<Array<u32>>().await.unwrap_err();
+        assert!(error.to_string().contains("an item has 1 bytes there, and 4 here"), "{error}");
+    });
+}
+
+// conformance: _TestArray.test_array
+#[test]
+fn locked_arrays_are_slices_and_changed_by_another_process() {
+    run_each(120, |context| async move {
+        let mut here = vec![680, 626, 934, 821, 150, 233, 548, 982, 714, 831];
+        let array = Array::from_slice(&here).unwrap();
+        let mut guard = array.lock().await.unwrap();
+        assert_eq!((array.len(), guard.len(), guard[3], &guard[2..7]), (10, 10, 821, &here[2..7]));
+        guard[4..8].copy_from_slice(&[1, 2, 3, 4]);
+        here[4..8].copy_from_slice(&[1, 2, 3, 4]);
+        assert_eq!(*guard, here);
+        drop(guard);
+        assert_eq!(array.get_obj().to_vec(), here);
+
+        let sums = async |array: Array<i32>| {
+            let mut array = array.lock().await.unwrap();
+            (1..array.len()).for_each(|i| array[i] += array[i - 1]);
+        };
+        let child = context.process(sums, (array.clone(),)).start().await.unwrap();
+        assert!(child.join().await.unwrap().success());
+        (1..here.len()).for_each(|i| here[i] += here[i - 1]);
+        assert_eq!(*array.lock().await.unwrap(), here);
+        assert_eq!(*Array::<u64>::new(3).unwrap().lock().await.unwrap(), [0; 3]);
+    });
+}
+
+// conformance: _TestSharedCTypes.test_synchronize
+#[test]
+fn what_is_synchronized_is_doubled_by_a_child() {
+    run_each(120, |context| async move {
+        let raw = (
+            RawValue::new(7i32).unwrap(),
+            RawValue::new(Record { x: 3, y: 2, ..Record::default() }).unwrap(),
+            RawArray::from_items((0..10).map(f64::from)).unwrap(),
+            RawArray::<u8>::new(20).unwrap(),
+        );
+        raw.3.set_value(b"hello").unwrap();
+        let lock = Lock::new().unwrap();
+        let x = mp::synchronized(&raw.0).unwrap();
+        let record = mp::synchronized_with_lock(&raw.1, &lock).unwrap();
+        let array = mp::synchronized_with_lock(&raw.2, &lock).unwrap();
+        let string = mp::synchronized(&raw.3).unwrap();
+
+        let target = async |x: Value<i32>, record: Value<Record>, array: Array<f64>, string: Array<u8>| {
+            *x.lock().await.unwrap() *= 2;
+            let mut guard = record.lock().await.unwrap();
+            guard.x *= 2;
+            guard.y *= 2;
+            guard.z *= 2.0;
+            drop(guard);
+            array.lock().await.unwrap().iter_mut().for_each(|item| *item *= 2.0);
+            let _guard = string.get_lock().acquire().await.unwrap();
+            let string = string.get_obj();
+            string.set_value(&string.value().repeat(2)).unwrap();
+        };
+        let args = (x.clone(), record.clone(), array.clone(), string.clone());
+        let child = context.process(target, args).start().await.unwrap();
+        assert!(child.join().await.unwrap().success());
+        assert_eq!(*x.lock().await.unwrap(), 14);
+        assert_eq!(*record.lock().await.unwrap(), Record { x: 6, y: 4, z: 0.0 });
+        assert_eq!(raw.2.to_vec(), (0..10).map(|i| f64::from(i) * 2.0).collect::<Vec<_>>());
+        assert_eq!(raw.3.value(), b"hellohello");
+    });
+}
+
+#[test]
+fn adding_under_the_lock_loses_nothing() {
+    const EACH: u64 = 2000;
+    run_each(120, |context| async move {
+        let record = Value::new([0u64; 3]).unwrap();
+        let add = async |record: Value<[u64; 3]>| {
+            for _ in 0..EACH {
+                record.lock().await.unwrap().iter_mut().for_each(|n| *n += 1);
+            }
+        };
+        let mut children = Vec::new();
+        for _ in 0..2 {
+            children.push(context.process(add, (record.clone(),)).start().await.unwrap());
+        }
+        let tasks = [tokio::spawn(add(record.clone())), tokio::spawn(add(record.clone()))];
+        for task in tasks {
+            task.await.unwrap();
+        }
+        for child in children {
+            assert!(child.join().await.unwrap().success());
+        }
+        assert_eq!(*record.lock().await.unwrap(), [EACH * 4; 3]);
+    });
+}
+
+#[test]
+fn what_is_not_changed_is_not_written_and_a_panic_changes_nothing() {
+    run(120, async {
+        let value = Value::new(1).unwrap();
+        let guard = value.lock().await.unwrap();
+        value.get_obj().set(2);
+        assert_eq!(*guard, 1);
+        drop(guard);
+        assert_eq!(value.get_obj().get(), 2);
+
+        let panicking = value.clone();
+        let task = tokio::spawn(async move {
+            let mut guard = panicking.lock().await.unwrap();
+            *guard = 3;
+            panic!("in the middle");
+        });
+        assert!(task.await.unwrap_err().is_panic());
+        assert_eq!(*value.lock().await.unwrap(), 2);
+
+        // Who cleans up after a panic changes what it says.
+        struct Cleanup(Value<i32>);
+        impl Drop for Cleanup {
+            fn drop(&mut self) {
+                *self.0.try_lock().unwrap().unwrap() = 4;
+            }
+        }
+        let cleanup = Cleanup(value.clone());
+        let task = tokio::spawn(async move {
+            let _cleanup = cleanup;
+            panic!("to be cleaned up");
+        });
+        assert!(task.await.unwrap_err().is_panic());
+        assert_eq!(*value.lock().await.unwrap(), 4);
+    });
+}
+
+/// A future that is dropped while it waits has neither the lock nor a copy.
+#[test]
+fn a_lock_that_is_waited_for_in_vain_is_nobodys() {
+    run(120, async {
+        let value = Value::new(1).unwrap();
+        let guard = value.lock().await.unwrap();
+        let mut waiting = Box::pin(value.lock());
+        assert!(poll!(&mut waiting).is_pending());
+        drop(waiting);
+        drop(guard);
+        assert_eq!(*value.try_lock().unwrap().unwrap(), 1);
+    });
+}
+
+/// The copy of a guard in a foreign fork of its process holds nothing, and commits nothing.
+#[test]
+fn a_forked_copy_of_a_guard_commits_nothing() {
+    run(120, async {
+        let value = Value::new(1).unwrap();
+        let mut guard = value.lock().await.unwrap();
+        *guard = 2;
+        // SAFETY: the child does nothing but to drop the guard, and ends.
+        match unsafe { nix::unistd::fork() }.unwrap() {
+            nix::unistd::ForkResult::Child => {
+                drop(guard);
+                // SAFETY: ends the process at once.
+                unsafe { nix::libc::_exit(0) }
+            }
+            nix::unistd::ForkResult::Parent { child } => {
+                nix::sys::wait::waitpid(child, None).unwrap();
+            }
+        }
+        assert_eq!(value.get_obj().get(), 1);
+        assert!(value.try_lock().unwrap().is_none());
+        drop(guard);
+        assert_eq!(*value.lock().await.unwrap(), 2);
+    });
+}
+
+/// Whenever it is killed, all is of one commit, and the next one goes on from there.
+#[test]
+fn who_is_killed_while_committing_leaves_nothing_half_written() {
+    const KILLS: usize = 12;
+    run_each(300, |context| async move {
+        let array = Array::<u64>::new(20_000).unwrap();
+        let work = async |array: Array<u64>, commits: RawValue<u64>| {
+            loop {
+                let mut guard = array.lock().await.unwrap();
+                let next = guard[0] + 1;
+                guard.fill(next);
+                drop(guard);
+                commits.fetch_add(1);
+            }
+        };
+        let mut last = 0;
+        let mut died_holding = 0;
+        for _ in 0..KILLS {
+            let commits = RawValue::new(0).unwrap();
+            let child = context.process(work, (array.clone(), commits.clone())).start().await.unwrap();
+            eventually("it commits", || commits.get() > 20).await;
+            child.kill().unwrap();
+            child.join().await.unwrap();
+            let guard = array.lock_timeout(support::PATIENCE).await.unwrap().expect("the dead hold nothing");
+            assert!(guard.iter().all(|&item| item == guard[0]), "half written: {:?}", &guard[..3]);
+            assert!(guard[0] >= last + commits.get());
+            died_holding += usize::from(guard.previous_owner_died());
+            guard.acknowledge();
+            assert!(!guard.previous_owner_died());
+            last = guard[0];
+        }
+        assert!(died_holding > 0, "none of {KILLS} was killed while it held the lock");
     });
 }

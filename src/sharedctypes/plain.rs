@@ -1,4 +1,4 @@
-//! The memory of one object: so many items of plain data, in a memfd of their own.
+//! The memory of one object: so many items of plain data, in a memfd of their own or in that of a lock.
 
 use std::io;
 use std::marker::PhantomData;
@@ -10,9 +10,10 @@ use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::reduction::{Attachment, Descriptor};
+use crate::synchronize::Lock;
 use crate::sys::kept::Kept;
 use crate::sys::memory::{self, Shared};
-use crate::sys::{AsFd, BorrowedFd, Fd};
+use crate::sys::{AsFd, Fd};
 
 /// What such a memory begins with; the last byte is the layout's version.
 const MAGIC: u64 = u64::from_be_bytes(*b"mp plai\x01");
@@ -27,21 +28,51 @@ const FIRST_AT: usize = 64;
 
 /// So many items, which are all zero at first. Clones are the same memory.
 ///
-/// The items lie at one of two places. Who changes them as a whole writes them all to the other place and
-/// then says in one word that they are there: who dies before that has changed nothing.
+/// The items lie at one of two places. Who changes them as a whole, holding the lock, writes them all to the
+/// other place and then says in one word that they are there: who dies before that has changed nothing.
+/// Without the lock they are changed where they are.
 pub(super) struct Plain<T> {
     memory: Arc<Memory>,
     items: PhantomData<fn() -> T>,
 }
 
-#[derive(Debug)]
 struct Memory {
-    /// For statics in forked children.
-    _kept: Kept,
-    attachment: Attachment,
-    shared: Shared,
+    home: Home,
+    /// Where in it the layout above begins.
+    base: usize,
     /// As it was when the size of the memory was compared with it: what lies in the memory can change.
     len: usize,
+}
+
+enum Home {
+    Own {
+        /// For statics in forked children.
+        _kept: Kept,
+        attachment: Attachment,
+        shared: Shared,
+    },
+    /// Of the lock, after what that needs itself.
+    Lock(Lock),
+}
+
+impl Home {
+    fn own(fd: Fd, shared: Shared) -> Self {
+        Self::Own { _kept: Kept::new(fd.as_fd()), attachment: Attachment(Arc::new(fd)), shared }
+    }
+
+    fn shared(&self) -> &Shared {
+        match self {
+            Self::Own { shared, .. } => shared,
+            Self::Lock(lock) => lock.memory(),
+        }
+    }
+
+    fn attachment(&self) -> Attachment {
+        match self {
+            Self::Own { attachment, .. } => attachment.clone(),
+            Self::Lock(lock) => lock.attachment(),
+        }
+    }
 }
 
 /// Where things lie in a memory of `len` items of `item` bytes.
@@ -62,58 +93,103 @@ impl Layout {
     }
 }
 
+fn wrong(why: impl Into<String>) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, why.into())
+}
+
 impl<T: Pod> Plain<T> {
     /// # Errors
     /// When no descriptor or no memory is left.
     pub(super) fn zeroed(len: usize) -> io::Result<Self> {
-        let layout = Layout::of(size_of::<T>(), len).ok_or(io::ErrorKind::OutOfMemory)?;
+        let layout = Self::layout_of(len)?;
         let fd = memory::sparse("tokio-multiprocess-plain", layout.end, layout.second_at)?;
         memory::seal_fixed_size(fd.as_fd())?;
         let shared = Shared::map(fd.as_fd())?;
-        for (at, value) in [(MAGIC_AT, MAGIC), (ITEM_AT, size_of::<T>() as u64), (LEN_AT, len as u64)] {
-            shared.atomic_u64(at).store(value, Ordering::Release);
+        Ok(Self::begin(Home::own(fd, shared), 0, len))
+    }
+
+    /// As [`zeroed`](Self::zeroed), with a lock of its own in the same memory, and prepared for commits.
+    ///
+    /// # Errors
+    /// As those of [`zeroed`](Self::zeroed).
+    pub(super) fn with_lock(len: usize) -> crate::Result<(Lock, Self)> {
+        let lock = Lock::with_room(Self::layout_of(len)?.end)?;
+        Ok((lock.clone(), Self::begin(Home::Lock(lock), Lock::ROOM_AT, len)))
+    }
+
+    fn layout_of(len: usize) -> io::Result<Layout> {
+        Layout::of(size_of::<T>(), len).ok_or(io::ErrorKind::OutOfMemory.into())
+    }
+
+    fn begin(home: Home, base: usize, len: usize) -> Self {
+        for (at, value) in [(ITEM_AT, size_of::<T>() as u64), (LEN_AT, len as u64), (MAGIC_AT, MAGIC)] {
+            home.shared().atomic_u64(base + at).store(value, Ordering::Release);
         }
-        Ok(Self::with(fd, shared, len))
+        Self::with(home, base, len)
     }
 
-    fn with(fd: Fd, shared: Shared, len: usize) -> Self {
-        let memory =
-            Memory { _kept: Kept::new(fd.as_fd()), attachment: Attachment(Arc::new(fd)), shared, len };
-        Self { memory: Arc::new(memory), items: PhantomData }
+    fn with(home: Home, base: usize, len: usize) -> Self {
+        Self { memory: Arc::new(Memory { home, base, len }), items: PhantomData }
     }
 
+    /// What a message has brought.
+    ///
     /// # Errors
     /// When it is something else, or its items are not of the size of a `T`.
     fn adopt(fd: Fd) -> io::Result<Self> {
-        let wrong = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
         let shared = Shared::map(fd.as_fd())?;
-        let size = memory::len(fd.as_fd())?;
-        if size < FIRST_AT || shared.atomic_u64(MAGIC_AT).load(Ordering::Acquire) != MAGIC {
-            return Err(wrong("it is none".to_owned()));
+        let begins_at = |base: &usize| {
+            let end = base + FIRST_AT;
+            end <= shared.len() && shared.atomic_u64(base + MAGIC_AT).load(Ordering::Acquire) == MAGIC
+        };
+        let base = [0, Lock::ROOM_AT].into_iter().find(begins_at).ok_or_else(|| wrong("it is none"))?;
+        let len = Self::arrived_len(&shared, base)?;
+        Ok(Self::with(Home::own(fd, shared), base, len))
+    }
+
+    /// What lies in the memory of a lock that a message has brought.
+    ///
+    /// # Errors
+    /// As those of [`adopt`](Self::adopt).
+    fn adopt_beside(lock: &Lock) -> io::Result<Self> {
+        let (shared, base) = (lock.memory(), Lock::ROOM_AT);
+        if shared.len() < base + FIRST_AT
+            || shared.atomic_u64(base + MAGIC_AT).load(Ordering::Acquire) != MAGIC
+        {
+            return Err(wrong("it is a lock alone"));
         }
-        let word = |at| shared.atomic_u64(at).load(Ordering::Acquire);
+        Ok(Self::with(Home::Lock(lock.clone()), base, Self::arrived_len(shared, base)?))
+    }
+
+    fn arrived_len(shared: &Shared, base: usize) -> io::Result<usize> {
+        let word = |at| shared.atomic_u64(base + at).load(Ordering::Acquire);
         let (item, len) = (word(ITEM_AT), word(LEN_AT));
         if item != size_of::<T>() as u64 {
             return Err(wrong(format!("an item has {item} bytes there, and {} here", size_of::<T>())));
         }
         let len = usize::try_from(len).map_err(|error| wrong(error.to_string()))?;
-        if Layout::of(size_of::<T>(), len).is_none_or(|layout| layout.end > size) {
-            return Err(wrong(format!("{size} bytes have no room for {len} items")));
+        let fits = |layout: Layout| layout.end <= shared.len() - base;
+        if !Layout::of(size_of::<T>(), len).is_some_and(fits) {
+            return Err(wrong(format!("{} bytes have no room for {len} items", shared.len() - base)));
         }
-        Ok(Self::with(fd, shared, len))
+        Ok(len)
+    }
+
+    /// What lies in the memory of this lock, unless `apart` says where else.
+    pub(super) fn arrived(lock: &Lock, apart: Option<Self>) -> io::Result<Self> {
+        apart.map_or_else(|| Self::adopt_beside(lock), Ok)
     }
 
     /// Finds room for what is going to be committed.
-    #[allow(dead_code, reason = "until values with locks are there")]
     pub(super) fn prepare_commits(&self) -> io::Result<()> {
-        memory::allocate(self.fd(), self.layout().end)
+        memory::allocate(self.memory.home.attachment().0.as_fd(), self.memory.base + self.layout().end)
     }
 
     /// Reads items from `index` on.
     pub(super) fn read(&self, index: usize, into: &mut [T]) {
         self.check(index, into.len());
         let at = self.place(self.commits()) + index * size_of::<T>();
-        self.memory.shared.load_into(at, bytemuck::cast_slice_mut(into));
+        self.shared().load_into(at, bytemuck::cast_slice_mut(into));
     }
 
     pub(super) fn read_vec(&self, index: usize, len: usize) -> Vec<T> {
@@ -127,7 +203,7 @@ impl<T: Pod> Plain<T> {
     pub(super) fn write(&self, index: usize, items: &[T]) {
         self.check(index, items.len());
         let at = self.place(self.commits()) + index * size_of::<T>();
-        self.memory.shared.store_from(at, bytemuck::cast_slice(items));
+        self.shared().store_from(at, bytemuck::cast_slice(items));
     }
 
     /// As [`Shared::update`], of the item with this index, which has `N` bytes.
@@ -137,27 +213,26 @@ impl<T: Pod> Plain<T> {
         f: impl FnMut([u8; N]) -> Option<[u8; N]>,
     ) -> [u8; N] {
         self.check(index, 1);
-        self.memory.shared.update(self.place(self.commits()) + index * N, f)
+        self.shared().update(self.place(self.commits()) + index * N, f)
     }
 
     /// Puts these in the place of all items, at once or, if this process dies in the middle, not at all.
     ///
-    /// Only one may do it at a time, and they must have been [prepared for](Self::prepare_commits).
-    #[allow(dead_code, reason = "until values with locks are there")]
+    /// Only who holds the lock may do it, and it must have been [prepared for](Self::prepare_commits).
     pub(super) fn commit(&self, items: &[T]) {
         assert_eq!(items.len(), self.len());
         let next = self.commits().wrapping_add(1);
-        self.memory.shared.store_from(self.place(next), bytemuck::cast_slice(items));
-        self.memory.shared.atomic_u64(COMMITS_AT).store(next, Ordering::Release);
+        self.shared().store_from(self.place(next), bytemuck::cast_slice(items));
+        self.shared().atomic_u64(self.memory.base + COMMITS_AT).store(next, Ordering::Release);
     }
 
     fn commits(&self) -> u64 {
-        self.memory.shared.atomic_u64(COMMITS_AT).load(Ordering::Acquire)
+        self.shared().atomic_u64(self.memory.base + COMMITS_AT).load(Ordering::Acquire)
     }
 
     /// Where the items are after so many commits.
     fn place(&self, commits: u64) -> usize {
-        if commits.is_multiple_of(2) { FIRST_AT } else { self.layout().second_at }
+        self.memory.base + if commits.is_multiple_of(2) { FIRST_AT } else { self.layout().second_at }
     }
 
     fn layout(&self) -> Layout {
@@ -168,16 +243,20 @@ impl<T: Pod> Plain<T> {
         let fits = index.checked_add(len).is_some_and(|end| end <= self.len());
         assert!(fits, "{len} items from {index} on are not within {}", self.len());
     }
-
-    #[allow(dead_code, reason = "until values with locks are there")]
-    fn fd(&self) -> BorrowedFd<'_> {
-        self.memory.attachment.0.as_fd()
-    }
 }
 
 impl<T> Plain<T> {
     pub(super) fn len(&self) -> usize {
         self.memory.len
+    }
+
+    /// Whether it lies in the memory of this lock.
+    pub(super) fn is_beside(&self, lock: &Lock) -> bool {
+        matches!(&self.memory.home, Home::Lock(its) if its.is(lock))
+    }
+
+    fn shared(&self) -> &Shared {
+        self.memory.home.shared()
     }
 }
 
@@ -189,7 +268,7 @@ impl<T> Clone for Plain<T> {
 
 impl<T> Serialize for Plain<T> {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Descriptor(self.memory.attachment.clone()).serialize(serializer)
+        Descriptor(self.memory.home.attachment()).serialize(serializer)
     }
 }
 
@@ -254,11 +333,25 @@ mod tests {
         assert!(arrived::<u32>(&here).is_err());
     }
 
+    #[test]
+    fn what_lies_with_a_lock_is_found_there() {
+        let (lock, here) = Plain::<u16>::with_lock(3).unwrap();
+        here.write(0, &[1, 2, 3]);
+        assert!(here.is_beside(&lock) && !here.is_beside(&Lock::new().unwrap()));
+        let there = arrived::<u16>(&here).unwrap();
+        assert_eq!(there.read_vec(0, 3), [1, 2, 3]);
+        assert!(arrived::<u32>(&here).err().unwrap().to_string().contains("an item has 2 bytes"));
+        assert_eq!(Plain::<u16>::arrived(&lock, None).unwrap().len(), 3);
+        assert!(Plain::<u16>::arrived(&Lock::new().unwrap(), None).is_err());
+        assert!(Plain::<u64>::arrived(&lock, None).is_err());
+        assert!(arrived::<u16>(&Lock::new().unwrap()).is_err());
+    }
+
     /// Who has the memory can write any length into it.
     #[test]
     fn a_length_that_changes_later_does_no_harm() {
         let here = Plain::<u64>::zeroed(2).unwrap();
-        here.memory.shared.atomic_u64(LEN_AT).store(u64::MAX, Ordering::SeqCst);
+        here.shared().atomic_u64(LEN_AT).store(u64::MAX, Ordering::SeqCst);
         assert_eq!(here.read_vec(0, here.len()), [0, 0]);
         assert!(arrived::<u64>(&here).is_err());
     }
@@ -274,7 +367,7 @@ mod tests {
             assert_eq!(plain.read_vec(0, 3), [round, 100, round]);
             // As who dies in the middle of a commit leaves it.
             let next = plain.place(plain.commits() + 1);
-            plain.memory.shared.store_from(next, &[0xff; 16]);
+            plain.shared().store_from(next, &[0xff; 16]);
             assert_eq!(plain.read_vec(0, 3), [round, 100, round]);
         }
     }

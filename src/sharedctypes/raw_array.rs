@@ -8,7 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::integer::sealed::Place;
 use super::plain::Plain;
-use super::{Integer, Raw, sealed};
+use super::{Array, Integer, Raw, sealed};
+use crate::Lock;
 
 /// An array in memory that processes share, of fixed length and without a lock.
 ///
@@ -34,7 +35,7 @@ use super::{Integer, Raw, sealed};
 #[doc(alias = "sharedctypes")]
 #[derive(Serialize, Deserialize)]
 #[serde(transparent, bound(serialize = "", deserialize = "T: Pod"))]
-pub struct RawArray<T>(Plain<T>);
+pub struct RawArray<T>(pub(super) Plain<T>);
 
 impl<T: Pod> RawArray<T> {
     /// So many items, all zero.
@@ -206,7 +207,13 @@ impl<T> fmt::Debug for RawArray<T> {
 impl<T> sealed::Sealed for RawArray<T> {}
 
 impl<T: Pod> Raw for RawArray<T> {
+    type Synchronized = Array<T>;
+
     fn copied(&self) -> crate::Result<Self> {
         Self::from_slice(&self.to_vec())
+    }
+
+    fn synchronized(&self, lock: &Lock) -> crate::Result<Array<T>> {
+        Array::over(self, lock)
     }
 }

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use super::integer::sealed::Place;
 use super::plain::Plain;
-use super::{Integer, Raw, sealed};
+use super::{Integer, Raw, Value, sealed};
+use crate::Lock;
 
 /// A value in memory that processes share, without a lock: a number, or a record of plain data.
 ///
@@ -59,7 +60,7 @@ use super::{Integer, Raw, sealed};
 /// Reads and writes that race are always defined. A value of 1, 2, 4 or 8 bytes is read as somebody has
 /// written it, never half; of a larger one, parts may be of several writers. Who reads what another has
 /// written sees all that the writer did before. What must be read, changed and written as one is for the
-/// `fetch_` methods of an [`Integer`], or for a lock: see `Value`.
+/// `fetch_` methods of an [`Integer`], or for a lock: see [`Value`].
 ///
 /// # Costs
 ///
@@ -70,7 +71,7 @@ use super::{Integer, Raw, sealed};
 #[doc(alias = "sharedctypes")]
 #[derive(Serialize, Deserialize)]
 #[serde(transparent, bound(serialize = "", deserialize = "T: Pod"))]
-pub struct RawValue<T>(Plain<T>);
+pub struct RawValue<T>(pub(super) Plain<T>);
 
 impl<T: Pod> RawValue<T> {
     /// A new one.
@@ -159,7 +160,13 @@ impl<T> fmt::Debug for RawValue<T> {
 impl<T> sealed::Sealed for RawValue<T> {}
 
 impl<T: Pod> Raw for RawValue<T> {
+    type Synchronized = Value<T>;
+
     fn copied(&self) -> crate::Result<Self> {
         Self::new(self.get())
+    }
+
+    fn synchronized(&self, lock: &Lock) -> crate::Result<Value<T>> {
+        Value::over(self, lock)
     }
 }

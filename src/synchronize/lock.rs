@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::object::{Kind, Object};
+use super::object::{Kind, Object, SIZE};
 use super::protocol::owner::{self, Attempt, UNNAMED};
 use super::protocol::{Here, Identity, World};
 use super::wait::{Turn, wait, within};
 use crate::error::{Error, Result};
+use crate::reduction::Attachment;
+use crate::sys::memory::Shared;
 
 /// How often who comes looks whether it is free, before it sleeps. From one look to the next it pauses twice as
 /// long: each look takes the word's line of memory away from who works with it. In all it is some 3 µs; most
@@ -64,7 +66,28 @@ impl Lock {
     /// # Errors
     /// When there are no descriptors or no memory left, and on platforms without processes.
     pub fn new() -> Result<Self> {
-        Ok(Self { object: Object::create(&KIND, 0, 0)? })
+        Self::with_room(0)
+    }
+
+    /// Where what has room in its memory begins: see [`with_room`](Self::with_room).
+    pub(crate) const ROOM_AT: usize = SIZE;
+
+    /// [`new`](Self::new), with so many bytes after what it needs itself, all zero.
+    pub(crate) fn with_room(extra: usize) -> Result<Self> {
+        Ok(Self { object: Object::create(&KIND, 0, extra)? })
+    }
+
+    pub(crate) fn memory(&self) -> &Shared {
+        self.object.words()
+    }
+
+    pub(crate) fn attachment(&self) -> Attachment {
+        self.object.attachment()
+    }
+
+    /// Whether both are the same.
+    pub(crate) fn is(&self, other: &Self) -> bool {
+        self.object.place() == other.object.place()
     }
 
     /// Takes the lock, once nobody else holds it.
@@ -99,7 +122,8 @@ impl Lock {
     /// None today.
     pub fn try_acquire(&self) -> Result<Option<LockGuard<'_>>> {
         let owner = Here.me();
-        Ok(self.try_take(owner).then_some(LockGuard { lock: self, owner }))
+        // Made before it is known whether it is ours, a guard would give back the one of another task.
+        Ok(self.try_take(owner).then(|| LockGuard { lock: self, owner }))
     }
 
     /// [`acquire`](Self::acquire) for so long at most; `None` if it is still held then. Without any time it
@@ -261,6 +285,11 @@ macro_rules! guard {
                 self.lock.was_bequeathed()
             }
 
+            /// Whether this process holds it: a copy of the one that took it does not.
+            pub(crate) fn is_own(&self) -> bool {
+                self.owner == Here.me()
+            }
+
             /// Says that what the lock protects is sound again, after
             /// [`previous_owner_died`](Self::previous_owner_died).
             pub fn acknowledge(&self) {
@@ -270,7 +299,7 @@ macro_rules! guard {
 
         impl Drop for $guard {
             fn drop(&mut self) {
-                if self.owner == Here.me() {
+                if self.is_own() {
                     self.lock.give_back(self.owner);
                 }
             }

@@ -61,9 +61,9 @@ pub(crate) struct Object(Arc<Inner>);
 pub(crate) type Place = (u64, usize);
 
 struct Inner {
+    _kept: Kept,
     /// For messages, and for copies of this process.
     fd: Arc<Fd>,
-    _kept: Kept,
     memory: Shared,
     kind: &'static Kind,
     key: u64,
@@ -129,6 +129,11 @@ impl Object {
 
     pub(crate) fn words(&self) -> &Shared {
         &self.0.memory
+    }
+
+    /// What goes beside a message for it.
+    pub(crate) fn attachment(&self) -> Attachment {
+        Attachment(self.0.fd.clone())
     }
 
     pub(crate) fn kind(&self) -> &'static Kind {
@@ -279,7 +284,7 @@ impl fmt::Debug for Object {
 /// Sending it sends its descriptor.
 impl Serialize for Object {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        Descriptor(Attachment(self.0.fd.clone())).serialize(serializer)
+        Descriptor(self.attachment()).serialize(serializer)
     }
 }
 

@@ -1,4 +1,6 @@
-use super::BorrowedFd;
+use std::collections::BTreeSet;
+
+use super::{BorrowedFd, RawFd};
 
 #[derive(Debug)]
 pub(crate) struct Kept(());
@@ -9,6 +11,6 @@ impl Kept {
     }
 }
 
-pub(crate) fn kept() -> impl Iterator<Item = super::RawFd> + Clone {
-    std::iter::empty()
+pub(crate) fn kept() -> BTreeSet<RawFd> {
+    BTreeSet::new()
 }
