@@ -10,7 +10,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use super::name;
 use crate::error::{Error, Result};
 use crate::resource_tracker::{self, Object};
-use crate::sys::per_process::process_token;
+use crate::sys::kept::Kept;
 use crate::sys::{self, AsFd, BorrowedFd, Fd, memory, shm};
 
 /// How many names are tried that turn out to be taken, before something must be wrong with them.
@@ -60,32 +60,17 @@ const ATTEMPTS: usize = 1000;
 ///
 /// # After a fork
 ///
-/// A static works in a child of the start method [`Fork`](crate::StartMethod::Fork), as long as the name
-/// is there: each access opens the object anew.
+/// A child of the start method [`Fork`](crate::StartMethod::Fork) has what its parent has open, so statics
+/// work there. Memory that others have unlinked is free when this child has ended, too.
 #[derive(Clone)]
 pub struct SharedMemory(Arc<Open>);
 
 struct Open {
     object: Object,
     size: usize,
+    /// Statics work in a forked child. Dropped before what it keeps.
+    _kept: Kept,
     fd: Fd,
-    /// In which process `fd` is open.
-    process: u64,
-}
-
-/// What to read from and write to.
-enum File<'a> {
-    Open(BorrowedFd<'a>),
-    Reopened(Fd),
-}
-
-impl AsFd for File<'_> {
-    fn as_fd(&self) -> BorrowedFd<'_> {
-        match self {
-            Self::Open(fd) => *fd,
-            Self::Reopened(fd) => fd.as_fd(),
-        }
-    }
 }
 
 impl SharedMemory {
@@ -138,7 +123,7 @@ impl SharedMemory {
     }
 
     fn of(object: Object, size: usize, fd: Fd) -> Self {
-        Self(Arc::new(Open { object, size, fd, process: process_token() }))
+        Self(Arc::new(Open { object, size, _kept: Kept::new(fd.as_fd()), fd }))
     }
 
     /// Its name, without the slash that POSIX puts before it: what another process opens it by.
@@ -159,8 +144,7 @@ impl SharedMemory {
     /// part.
     pub fn read(&self, offset: usize, into: &mut [u8]) -> Result<()> {
         self.check(offset, into.len())?;
-        let file = self.file()?;
-        shm::read_exact_at(file.as_fd(), offset, into).map_err(|error| match error.kind() {
+        shm::read_exact_at(self.fd(), offset, into).map_err(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof => self.shrunk().into(),
             _ => error.into(),
         })
@@ -183,12 +167,11 @@ impl SharedMemory {
     /// As those of [`read`](Self::read). Some of them may be written then.
     pub fn write(&self, offset: usize, bytes: &[u8]) -> Result<()> {
         self.check(offset, bytes.len())?;
-        let file = self.file()?;
         // Else what was cut off would be made anew.
-        if memory::len(file.as_fd())? < offset + bytes.len() {
+        if memory::len(self.fd())? < offset + bytes.len() {
             return Err(self.shrunk().into());
         }
-        Ok(memory::write_all_at(file.as_fd(), offset, bytes)?)
+        Ok(memory::write_all_at(self.fd(), offset, bytes)?)
     }
 
     /// Maps all of it, for who cannot do with copies.
@@ -196,7 +179,7 @@ impl SharedMemory {
     /// # Errors
     /// When the kernel refuses; when the memory has shrunk.
     pub fn map(&self) -> Result<MappedMemory> {
-        let mapping = shm::Unsealed::map(self.file()?.as_fd())?;
+        let mapping = shm::Unsealed::map(self.fd())?;
         if mapping.len() < self.size() {
             return Err(self.shrunk().into());
         }
@@ -233,18 +216,8 @@ impl SharedMemory {
         Err(Error::InvalidArgument(what))
     }
 
-    /// In a copy of the process that has opened it the descriptor is dead.
-    fn file(&self) -> io::Result<File<'_>> {
-        let Open { object, fd, process, .. } = &*self.0;
-        if *process == process_token() {
-            return Ok(File::Open(fd.as_fd()));
-        }
-        let again = shm::open_named(&object.name).map_err(|error| explain(error, &object.name))?;
-        if sys::fd::identity(again.as_fd())? != object.identity {
-            let error = io::Error::new(io::ErrorKind::NotFound, "another object has its name by now");
-            return Err(explain(error, &object.name));
-        }
-        Ok(File::Reopened(again))
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.0.fd.as_fd()
     }
 
     fn shrunk(&self) -> io::Error {
