@@ -39,6 +39,8 @@
 //!   unlinks when this process and its descendants are gone: in a pool's worker, with the worker, or even
 //!   not at all if the worker's control group is killed. Where tasks create shared memory that is to live
 //!   longer, call [`ensure_running`] before the pool is built.
+//! - One that somebody has stopped does nothing. Who creates hundreds of objects meanwhile gets an error,
+//!   [`is_timeout`](crate::Error::is_timeout), after waiting for five seconds.
 //! - Locks, semaphores, events and the like have no names, and need no tracker: the kernel frees them.
 //!
 //! The tracker keeps stderr open, so who reads a program's stderr to its end learns of leaks as well.
@@ -76,6 +78,9 @@ const CLOSING: Duration = Duration::from_secs(1);
 
 /// How soon it looks again, at first and at most.
 const LOOK: (Duration, Duration) = (Duration::from_millis(1), Duration::from_millis(50));
+
+/// How long a tracker may leave hundreds of notices unread.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// An object in `/dev/shm`: its name, and what tells it from others that have had that name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -232,7 +237,18 @@ impl State {
 impl Tracker {
     fn tell(&self, notice: &Notice) -> io::Result<()> {
         let bytes = notice.to_bytes();
-        socket::send(self.socket.0.0.as_fd(), &[IoSlice::new(&bytes)], &[], Mode::Wait)
+        let begin = Instant::now();
+        loop {
+            match socket::send(self.socket.0.0.as_fd(), &[IoSlice::new(&bytes)], &[], Mode::Try) {
+                Err(error) if !socket::is_full(&error) => return Err(error),
+                Ok(()) => return Ok(()),
+                Err(_) if begin.elapsed() >= PATIENCE => {
+                    let what = format!("the resource tracker (process {}) does nothing: stopped?", self.pid);
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+                }
+                Err(_) => std::thread::sleep(LOOK.0),
+            }
+        }
     }
 
     /// This program once more, which never comes to its `main`: see [`run`].

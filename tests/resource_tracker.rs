@@ -51,6 +51,7 @@ mod linux {
         Scenario { name: "signals_to_the_tracker", run: signals, check: signals_are_survived },
         Scenario { name: "a_killed_tracker", run: killed_tracker, check: one_warning },
         Scenario { name: "a_killed_owner_and_tracker", run: killed_both, check: the_rest_is_cleaned },
+        Scenario { name: "a_stopped_tracker", run: stopped_tracker, check: stopped_is_an_error },
         Scenario { name: "children_share_the_tracker", run: family, check: family_is_cleaned },
         Scenario { name: "a_child_that_lives_longer", run: orphan, check: orphan_is_waited_for },
         Scenario { name: "memory_in_use_by_a_stranger", run: two, check: strangers_keep_it },
@@ -378,6 +379,30 @@ mod linux {
         let left: Vec<_> = names.iter().filter(|name| path(name).exists()).collect();
         assert_eq!((names.len(), left.len()), (3, 1), "{names:?}");
         fs::remove_file(path(left[0])).unwrap();
+    }
+
+    fn stopped_tracker() {
+        mp::resource_tracker::ensure_running().unwrap();
+        let tracker = Pid::from_raw(tracker());
+        kill(tracker, Signal::SIGSTOP).unwrap();
+        let error = loop {
+            if let Err(error) = mp::resource_tracker::ensure_running() {
+                break error;
+            }
+        };
+        assert!(error.is_timeout(), "{error}");
+        mp::SharedMemory::create(1).unwrap_err();
+        kill(tracker, Signal::SIGCONT).unwrap();
+        let pid = tracker.as_raw();
+        std::mem::forget(create());
+        assert_eq!(mp::resource_tracker::pid(), Some(pid));
+    }
+
+    /// What could not be registered was not created.
+    fn stopped_is_an_error(program: &mut Command) {
+        let (stderr, names) = Program::start(program).end();
+        assert_eq!((stderr, names.len()), (leaked(1), 1));
+        assert!(!path(&names[0]).exists());
     }
 
     fn all_methods() -> Vec<mp::Context> {

@@ -360,6 +360,35 @@ fn a_full_dev_shm_is_an_error() {
     });
 }
 
+fn do_without_proc() -> ExitCode {
+    match unshare(CloneFlags::CLONE_NEWNS) {
+        Err(Errno::EPERM) => return SKIPPED.into(),
+        result => result.unwrap(),
+    }
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    mount(none, "/proc", Some("tmpfs"), MsFlags::empty(), none).unwrap();
+    let memory = mp::SharedMemory::create(10).unwrap();
+    let same = mp::SharedMemory::open(memory.name()).unwrap();
+    memory.write(0, b"a").unwrap();
+    assert_eq!(same.read_to_vec(0, 1).unwrap(), b"a");
+    memory.unlink().unwrap();
+    ExitCode::SUCCESS
+}
+
+#[test]
+fn it_does_without_proc() {
+    test(|| {
+        current_thread().block_on(async {
+            let child = mp::Process::builder(do_without_proc, ()).start().await.unwrap();
+            match child.join().await.unwrap().code() {
+                Some(code) if code == i32::from(SKIPPED) => eprintln!("skipped: no mount namespaces"),
+                code => assert_eq!(code, Some(0)),
+            }
+        });
+    });
+}
+
 /// What a CPython does that is given two names: looks into the first, answers there, and creates the
 /// second. Before 3.13 it has to be told not to unlink what it has merely opened.
 const PEER: &str = r"
