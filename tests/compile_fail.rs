@@ -14,3 +14,12 @@ fn captures_and_borrowed_arguments_are_refused() {
     tests.compile_fail("tests/compile_fail/borrowed_argument.rs");
     tests.compile_fail("tests/compile_fail/preload_text.rs");
 }
+
+// conformance: _TestValue.test_getobj_getlock
+// conformance: _TestArray.test_getobj_getlock_obj
+#[test]
+fn what_has_no_lock_gives_none_and_a_text_is_none() {
+    let tests = trybuild::TestCases::new();
+    tests.compile_fail("tests/compile_fail/unlocked_raw.rs");
+    tests.compile_fail("tests/compile_fail/lock_text.rs");
+}

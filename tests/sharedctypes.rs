@@ -336,6 +336,33 @@ fn what_a_static_holds_is_the_same_in_a_forked_child_which_can_send_it_on() {
     });
 }
 
+/// Neither the objects nor their locks are anything less to those who keep them.
+#[test]
+fn forked_children_drop_what_they_have_inherited() {
+    static SHARED: Mutex<Option<(Value<u64>, Array<u8>, RawArray<u64>)>> = Mutex::new(None);
+    run(120, async {
+        // SAFETY: the child takes no lock that another thread may hold.
+        let fork = unsafe { mp::Context::fork_with_threads() };
+        let ours = (Value::new(1).unwrap(), Array::new(3).unwrap(), RawArray::new(3).unwrap());
+        let guard = ours.1.lock().await.unwrap();
+        *SHARED.lock().unwrap() = Some(ours.clone());
+        let target = async || {
+            let (value, array, raw) = SHARED.lock().unwrap().take().unwrap();
+            *value.lock().await.unwrap() += 1;
+            raw.fetch_add(1, 1);
+            array.try_lock().unwrap().is_none()
+        };
+        for _ in 0..3 {
+            assert!(fork.spawn(target, ()).await.unwrap().await.unwrap());
+        }
+        SHARED.lock().unwrap().take();
+        assert!(ours.1.try_lock().unwrap().is_none());
+        drop(guard);
+        assert_eq!(*ours.1.try_lock().unwrap().unwrap(), [0; 3]);
+        assert_eq!((*ours.0.lock().await.unwrap(), ours.2.to_vec()), (4, vec![0, 3, 0]));
+    });
+}
+
 type Values = (Value<i32>, Value<f64>, Value<i16>, Value<i64>, Value<u8>);
 
 // conformance: _TestValue.test_value
