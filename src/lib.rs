@@ -157,7 +157,8 @@ pub use sharedctypes::{
     synchronized_with_lock,
 };
 pub use synchronize::{
-    Condition, ConditionGuard, ConditionLock, Event, Lock, LockGuard, OwnedLockGuard, RLock, RLockGuard,
+    Barrier, BarrierBuilder, BoundedSemaphore, Condition, ConditionGuard, ConditionLock, Event, Lock,
+    LockGuard, OwnedLockGuard, OwnedSemaphoreGuard, RLock, RLockGuard, Semaphore, SemaphoreGuard,
 };
 pub use util::register_after_fork;
 

@@ -1,17 +1,19 @@
 //! Locks, semaphores, conditions, events and barriers between processes.
 
+mod barrier;
 mod condition;
 mod event;
 mod exchange;
 mod lock;
-#[allow(dead_code, reason = "until all of them are there")]
 mod object;
-#[allow(dead_code, unused_imports, reason = "until all of them are there")]
 mod protocol;
 mod rlock;
+mod semaphore;
 mod wait;
 
+pub use barrier::{Barrier, BarrierBuilder};
 pub use condition::{Condition, ConditionGuard, ConditionLock};
 pub use event::Event;
 pub use lock::{Lock, LockGuard, OwnedLockGuard};
 pub use rlock::{RLock, RLockGuard};
+pub use semaphore::{BoundedSemaphore, OwnedSemaphoreGuard, Semaphore, SemaphoreGuard};

@@ -156,10 +156,6 @@ impl Words for Actor {
         self.word(at).store(value, order);
     }
 
-    fn swap(&self, at: usize, value: u64, order: Ordering) -> u64 {
-        self.word(at).swap(value, order)
-    }
-
     fn compare_exchange(&self, at: usize, current: u64, new: u64) -> Result<u64, u64> {
         self.word(at).compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
     }

@@ -7,17 +7,20 @@
 //! | filling | acting | the last party arrives: it runs the action |
 //! | acting | draining | the action is done |
 //! | draining, resetting | filling | the last party leaves |
-//! | filling, acting | broken | a party dies, runs out of time, or fails in the action |
-//! | any | broken | `abort` |
+//! | filling, acting, resetting | broken | `abort`; a process dies; a party runs out of time, or fails in the action |
+//! | draining | closing | `abort`; a process dies |
+//! | closing | broken | the last party leaves |
 //! | filling, acting, broken | resetting, or filling if nobody is inside | `reset` |
+//! | closing | draining | `reset` |
 //!
 //! Who is inside sees each change of phase that is of its concern, as its round ends with its own leaving at
 //! the earliest: neither does a barrier that drains fill again before, nor one that is reset. Who comes while
-//! it drains waits outside.
+//! it drains waits outside. Who has been let through is through, whatever happens to the barrier.
 //!
-//! A process whose cell is in the barrier has arrived there at least once. It takes it with it when it leaves
-//! for good. If it dies instead, the others wait for it in vain: the round is broken, or if it is past, and
-//! those inside are on their way out, the next one, as the dead one's cell stays until then.
+//! A process whose cell is in the barrier has arrived there at least once. It takes the cell with it when it
+//! leaves for good, or takes leave before it ends as it should. If it dies instead, the others would wait for
+//! it in vain: so its death breaks the round that goes on, or if that is past, and those inside are on their
+//! way out, the next one.
 
 use super::tally::{Change, LIMIT, Standing, Tally};
 use super::{Cell, Identity, Words, World, cells};
@@ -35,6 +38,23 @@ pub(crate) enum Phase {
     Resetting = 3,
     /// They leave with an error, and nobody enters until it is reset.
     Broken = 4,
+    /// All are through, and leave; then it is broken.
+    Closing = 5,
+}
+
+impl Phase {
+    /// What comes of it if the barrier breaks.
+    fn breaking(self) -> Self {
+        match self {
+            Self::Filling | Self::Acting | Self::Resetting | Self::Broken => Self::Broken,
+            Self::Draining | Self::Closing => Self::Closing,
+        }
+    }
+
+    /// Whether nobody enters until it is reset.
+    pub(crate) fn is_broken(self) -> bool {
+        self == self.breaking()
+    }
 }
 
 /// What became of somebody who came.
@@ -75,7 +95,8 @@ impl Standing {
             1 => Phase::Acting,
             2 => Phase::Draining,
             3 => Phase::Resetting,
-            _ => Phase::Broken,
+            4 => Phase::Broken,
+            _ => Phase::Closing,
         }
     }
 
@@ -88,6 +109,7 @@ impl Standing {
         let left = self.with_value(self.value.saturating_sub(parties));
         match left.phase() {
             Phase::Draining | Phase::Resetting if left.value == 0 => left.with_phase(Phase::Filling),
+            Phase::Closing if left.value == 0 => left.with_phase(Phase::Broken),
             _ => left,
         }
     }
@@ -114,23 +136,34 @@ impl<'a, W: Words> Rounds<'a, W> {
 
     /// A party comes. If it is inside then, it has to leave: by [`pass`](Self::pass) or
     /// [`withdraw`](Self::withdraw).
-    pub(crate) fn arrive(&self, cell: Cell, has_action: bool) -> Arrival {
-        let arrival = self.tally.update(|now| {
-            match now.phase() {
-                Phase::Filling => {}
-                Phase::Broken => return Err(Arrival::Broken),
-                Phase::Acting | Phase::Draining | Phase::Resetting => return Err(Arrival::Early),
+    ///
+    /// The last one to come looks whether the others are alive, before it lets them through.
+    pub(crate) fn arrive(&self, world: &impl World, cell: Cell, has_action: bool) -> Arrival {
+        let mut has_looked = false;
+        loop {
+            let arrival = self.tally.update(|now| {
+                match now.phase() {
+                    Phase::Filling => {}
+                    Phase::Broken | Phase::Closing => return Err(Some(Arrival::Broken)),
+                    Phase::Acting | Phase::Draining | Phase::Resetting => return Err(Some(Arrival::Early)),
+                }
+                let inside = now.with_value(now.value + 1).with(cell, Change::Up);
+                if inside.value < self.parties {
+                    Ok((inside, Arrival::Waits))
+                } else if !has_looked {
+                    Err(None)
+                } else if has_action {
+                    Ok((inside.with_phase(Phase::Acting), Arrival::Acts))
+                } else {
+                    Ok((inside.with_phase(Phase::Draining), Arrival::Completes))
+                }
+            });
+            match arrival {
+                Ok(arrival) | Err(Some(arrival)) => return arrival,
+                Err(None) => has_looked = true,
             }
-            let inside = now.with_value(now.value + 1).with(cell, Change::Up);
-            Ok(if inside.value < self.parties {
-                (inside, Arrival::Waits)
-            } else if has_action {
-                (inside.with_phase(Phase::Acting), Arrival::Acts)
-            } else {
-                (inside.with_phase(Phase::Draining), Arrival::Completes)
-            })
-        });
-        arrival.unwrap_or_else(|outside| outside)
+            self.bury(world);
+        }
     }
 
     /// One of those inside leaves, if its round has ended.
@@ -138,7 +171,7 @@ impl<'a, W: Words> Rounds<'a, W> {
         let left = self.tally.update(|now| {
             let passed = match now.phase() {
                 Phase::Filling | Phase::Acting => return Err(()),
-                Phase::Draining => true,
+                Phase::Draining | Phase::Closing => true,
                 Phase::Resetting | Phase::Broken => false,
             };
             let after = now.without(1).with(cell, Change::Down);
@@ -163,6 +196,14 @@ impl<'a, W: Words> Rounds<'a, W> {
         frees
     }
 
+    /// A process is about to end, and none of its parties is inside: it will not be missed. If one comes after
+    /// that all the same, it will.
+    pub(crate) fn take_leave(&self, cell: Cell) {
+        let _ = self.tally.update(|now| {
+            if self.tally.count(cell) == 0 { Ok((now.with(cell, Change::Leave), ())) } else { Err(()) }
+        });
+    }
+
     /// The action is done: all can leave, if nothing has happened to them meanwhile.
     pub(crate) fn acted(&self) -> bool {
         let done = self.tally.update(|now| {
@@ -171,10 +212,11 @@ impl<'a, W: Words> Rounds<'a, W> {
         done.is_ok()
     }
 
-    /// Breaks it, whatever goes on.
+    /// Breaks it. Those who are through leave as if nothing had happened.
     pub(crate) fn abort(&self) {
-        let Ok(()) =
-            self.tally.update(|now| Ok::<_, std::convert::Infallible>((now.with_phase(Phase::Broken), ())));
+        let Ok(()) = self.tally.update(|now| {
+            Ok::<_, std::convert::Infallible>((now.with_phase(now.phase().breaking()).without(0), ()))
+        });
     }
 
     /// Makes it as new, once all have left who are inside. Those who are on their way out are let go.
@@ -184,12 +226,14 @@ impl<'a, W: Words> Rounds<'a, W> {
         self.bury(world);
         let _ = self.tally.update(|now| match now.phase() {
             Phase::Draining | Phase::Resetting => Err(()),
-            _ if now.value == 0 => Ok((now.with_phase(Phase::Filling), ())),
-            _ => Ok((now.with_phase(Phase::Resetting), ())),
+            Phase::Closing => Ok((now.with_phase(Phase::Draining), ())),
+            Phase::Filling | Phase::Acting | Phase::Broken => {
+                Ok((now.with_phase(Phase::Resetting).without(0), ()))
+            }
         });
     }
 
-    /// Takes out who is dead, and breaks the round by it. Whether others can go on by that. It takes some
+    /// Takes out who is dead, and breaks the barrier by it. Whether others can go on by that. It takes some
     /// 10 µs for each process.
     pub(crate) fn bury(&self, world: &impl World) -> bool {
         let dead = cells::dead(self.tally.0, world);
@@ -198,30 +242,22 @@ impl<'a, W: Words> Rounds<'a, W> {
 
     /// The same for one.
     pub(crate) fn reap(&self, cell: Cell, dead: Identity) -> bool {
-        let mut frees = false;
-        // First out of a round that it has passed, then breaking the next one.
-        while let Ok(changes) = self.tally.update(|now| {
-            // The cell is cleared only once the barrier is broken, and the barrier is reset only after that:
-            // whoever is late here and finds it this process's still, with this central word, has it from
-            // before.
+        let frees = self.tally.update(|now| {
+            // The barrier is broken before the cell is cleared, and reset only after that: whoever is late here
+            // and still finds it the dead one's, with this central word, does not break what was reset.
             if cells::owner(self.tally.0, cell) != Some(dead) {
-                return Err(now.phase());
+                return Err(());
             }
             let held = self.tally.count(cell);
-            let breaks = matches!(now.phase(), Phase::Filling | Phase::Acting);
-            if held == 0 && !breaks {
-                return Err(now.phase());
+            if held == 0 && (now.phase().is_broken() || self.tally.has_left(cell)) {
+                return Err(());
             }
-            let after = if breaks { now.with_phase(Phase::Broken) } else { now };
+            let after = now.with_phase(now.phase().breaking());
             let after = after.without(u32::try_from(held).unwrap_or(u32::MAX)).with(cell, Change::Clear);
             Ok((after, after.phase() != now.phase()))
-        }) {
-            frees |= changes;
-        }
-        if self.phase() == Phase::Broken {
-            cells::clear(self.tally.0, cell, dead);
-        }
-        frees
+        });
+        cells::clear(self.tally.0, cell, dead);
+        frees.unwrap_or(false)
     }
 
     /// How many of this process's parties, or of a dead one's, are inside.

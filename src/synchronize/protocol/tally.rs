@@ -9,13 +9,14 @@
 //! | 22 | the value |
 //! | 3 | the state, if what is built upon the tally has any |
 //! | 8 | the cell whose count changes too |
-//! | 2 | how: not at all, one more, one less, none any more |
-//! | 29 | the number of this change |
+//! | 3 | how: not at all, one more, one less, none any more, none and its process takes leave |
+//! | 28 | the number of this change |
 //!
 //! | bits of a cell's count | are |
 //! |---|---|
 //! | 35 | the count |
-//! | 29 | the number of the last change that was made to it |
+//! | 1 | its process has taken leave, and may end |
+//! | 28 | the number of the last change that was made to it |
 //!
 //! A change is one compare-and-swap of the central word. From then on it has happened, whoever dies. What it
 //! means for the count is carried over by whoever comes next, before the next change: [`Tally::settled`].
@@ -25,7 +26,7 @@
 //! is another, then the central word again, unchanged: so that count is from before the change, and what she
 //! makes of it is what anybody makes of it. If another was quicker, the count has the change's number, her
 //! compare-and-swap finds another word than she has read, and does nothing. It finds the same only if the
-//! numbers have gone round in the meantime, which are 536,870,912 changes, to the very same count.
+//! numbers have gone round in the meantime, which are 268,435,456 changes, to the very same count.
 //!
 //! And why nobody takes a change for made that is not: a number that the cell's count has already, from a
 //! round before, is left out for it.
@@ -40,7 +41,11 @@ const VALUE_BITS: u32 = 22;
 const STATE_SHIFT: u32 = VALUE_BITS;
 const CELL_SHIFT: u32 = STATE_SHIFT + 3;
 const CHANGE_SHIFT: u32 = CELL_SHIFT + 8;
-const NUMBER_SHIFT: u32 = CHANGE_SHIFT + 2;
+const NUMBER_SHIFT: u32 = CHANGE_SHIFT + 3;
+
+const COUNT_BITS: u32 = 35;
+const LEFT: u64 = 1 << COUNT_BITS;
+const _: () = assert!(COUNT_BITS < NUMBER_SHIFT);
 
 /// The highest value.
 pub(crate) const LIMIT: u32 = bits(VALUE_BITS) as u32;
@@ -57,6 +62,8 @@ pub(crate) enum Change {
     Up = 1,
     Down = 2,
     Clear = 3,
+    /// Of nothing.
+    Leave = 4,
 }
 
 /// What can be read off a tally, and what is to be read off it next.
@@ -99,11 +106,12 @@ impl Standing {
     }
 
     fn of(word: u64) -> Self {
-        let change = match word >> CHANGE_SHIFT & 3 {
+        let change = match word >> CHANGE_SHIFT & bits(3) {
             0 => Change::Stays,
             1 => Change::Up,
             2 => Change::Down,
-            _ => Change::Clear,
+            3 => Change::Clear,
+            _ => Change::Leave,
         };
         Self {
             value: (word & bits(VALUE_BITS)) as u32,
@@ -173,7 +181,12 @@ impl<W: Words> Tally<'_, W> {
     /// began with. Elsewhere, once this is [settled](Self::settle), for all that those have done who change
     /// it no more.
     pub(crate) fn count(self, cell: Cell) -> u64 {
-        self.count_word(cell) & bits(NUMBER_SHIFT)
+        self.count_word(cell) & bits(COUNT_BITS)
+    }
+
+    /// Whether a cell's process has taken leave, and nothing of it came after that. As [`count`](Self::count).
+    pub(crate) fn has_left(self, cell: Cell) -> bool {
+        self.count_word(cell) & LEFT != 0
     }
 
     /// Has the last change reach its cell.
@@ -203,12 +216,13 @@ impl<W: Words> Tally<'_, W> {
                 word = again;
                 continue;
             }
-            let count = old & bits(NUMBER_SHIFT);
+            let count = old & bits(COUNT_BITS);
             let count = match change {
                 Change::Stays => count,
                 Change::Up => count + 1,
                 Change::Down => count.saturating_sub(1),
                 Change::Clear => 0,
+                Change::Leave => LEFT,
             };
             // If it fails, another was quicker; then the same was done.
             let _ = self.0.compare_exchange(cell.count(), old, count | number(word) << NUMBER_SHIFT);

@@ -18,7 +18,6 @@ pub(crate) trait Words {
     fn cells(&self) -> usize;
     fn load(&self, at: usize, order: Ordering) -> u64;
     fn store(&self, at: usize, value: u64, order: Ordering);
-    fn swap(&self, at: usize, value: u64, order: Ordering) -> u64;
     /// Sequentially consistent, whether it succeeds or not.
     fn compare_exchange(&self, at: usize, current: u64, new: u64) -> Result<u64, u64>;
     fn fetch_or(&self, at: usize, bits: u64, order: Ordering) -> u64;
@@ -59,10 +58,6 @@ impl Words for Shared {
 
     fn store(&self, at: usize, value: u64, order: Ordering) {
         self.atomic_u64(at).store(value, order);
-    }
-
-    fn swap(&self, at: usize, value: u64, order: Ordering) -> u64 {
-        self.atomic_u64(at).swap(value, order)
     }
 
     fn compare_exchange(&self, at: usize, current: u64, new: u64) -> Result<u64, u64> {

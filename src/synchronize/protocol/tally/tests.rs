@@ -44,10 +44,6 @@ impl Words for Ledger {
         self.actor.store(at, value, order);
     }
 
-    fn swap(&self, at: usize, value: u64, order: Ordering) -> u64 {
-        self.actor.swap(at, value, order)
-    }
-
     /// Nothing comes between the access and what is booked: the model changes actors at accesses only.
     fn compare_exchange(&self, at: usize, current: u64, new: u64) -> Result<u64, u64> {
         let result = self.actor.compare_exchange(at, current, new);
@@ -60,6 +56,7 @@ impl Words for Ledger {
                 Change::Up => *count += 1,
                 Change::Down => *count = count.checked_sub(1).expect("what goes down has been up"),
                 Change::Clear => *count = 0,
+                Change::Leave => assert_eq!(*count, 0),
             }
             book.standings.push(standing);
         }
@@ -211,7 +208,7 @@ mod permits {
                 Change::Stays => {}
                 Change::Up => *count += 1,
                 Change::Down => *count -= 1,
-                Change::Clear => *count = 0,
+                Change::Clear | Change::Leave => *count = 0,
             }
             assert_eq!(u64::from(standing.value) + held.iter().sum::<u64>(), permits, "{book:?}");
         }
@@ -364,7 +361,7 @@ mod rounds {
     /// Comes, and goes if it can at once.
     fn visit(ledger: &Ledger, number: u64, parties: u32, has_action: bool, found: &Found) {
         let rounds = Rounds::of(ledger, parties);
-        match rounds.arrive(cell(number), has_action) {
+        match rounds.arrive(ledger, cell(number), has_action) {
             Arrival::Broken => *found.lock().unwrap() = Some(None),
             Arrival::Early => panic!("nobody comes twice"),
             arrival => {
@@ -393,14 +390,14 @@ mod rounds {
                 Change::Stays => {}
                 Change::Up => *count += 1,
                 Change::Down => *count -= 1,
-                Change::Clear => *count = 0,
+                Change::Clear | Change::Leave => *count = 0,
             }
             assert_eq!(inside.iter().sum::<u64>(), u64::from(standing.value), "{book:?}");
             if before.phase() == Phase::Filling && matches!(standing.phase(), Phase::Acting | Phase::Draining)
             {
                 assert_eq!(standing.value, parties, "{book:?}");
             }
-            if standing.phase() == Phase::Draining {
+            if matches!(standing.phase(), Phase::Draining | Phase::Closing) {
                 assert_ne!(standing.value, 0, "{book:?}");
             }
             before = *standing;
@@ -486,7 +483,7 @@ mod rounds {
         let scene = Scene::new(2);
         let found = Found::default();
         let last = scene.actor(LAST, Fate::Lives);
-        assert_eq!(Rounds::of(&last, 2).arrive(cell(2), false), Arrival::Waits);
+        assert_eq!(Rounds::of(&last, 2).arrive(&last, cell(2), false), Arrival::Waits);
         let find = found.clone();
         let mortal = scene.spawn(1, first, move |ledger| visit(ledger, 1, 2, false, &find));
         // It has never been to the barrier.
@@ -522,7 +519,7 @@ mod rounds {
                 let found = Found::default();
                 let quitter = scene.spawn(1, Fate::Lives, move |ledger| {
                     let rounds = Rounds::of(ledger, 2);
-                    if !matches!(rounds.arrive(cell(1), false), Arrival::Broken | Arrival::Early) {
+                    if !matches!(rounds.arrive(ledger, cell(1), false), Arrival::Broken | Arrival::Early) {
                         rounds.withdraw(cell(1), breaks);
                     }
                 });
@@ -547,13 +544,37 @@ mod rounds {
         }
     }
 
+    /// One thread of a process comes once more while another sees to the end.
+    #[test]
+    fn who_takes_leave_is_not_missed() {
+        explore(3, || {
+            let scene = Scene::new(2);
+            let last = scene.actor(LAST, Fate::Lives);
+            let comes = scene.spawn(1, Fate::Lives, |ledger| {
+                let rounds = Rounds::of(ledger, 2);
+                assert_eq!(rounds.arrive(ledger, cell(1), false), Arrival::Waits);
+                rounds.withdraw(cell(1), false);
+            });
+            let ends = scene.spawn(1, Fate::Lives, |ledger| Rounds::of(ledger, 2).take_leave(cell(1)));
+            assert!(comes.join().unwrap() && ends.join().unwrap());
+            assert!(!scene.spawn(1, Fate::Dies(0), |ledger| ledger.fence()).join().unwrap());
+            let rounds = Rounds::of(&last, 2);
+            rounds.bury(&last);
+            scene.assert_booked();
+            let changes = scene.book.lock().unwrap().standings.iter().map(|s| s.change).collect::<Vec<_>>();
+            let left = changes[changes.len() - 1] == Change::Leave;
+            assert_eq!(rounds.phase(), if left { Phase::Filling } else { Phase::Broken });
+            assert_eq!(cells::owner(&last, cell(1)), None);
+        });
+    }
+
     /// It has died before the reset, and others take notice while that goes on.
     #[test]
     fn a_reset_has_no_more_to_do_with_the_dead() {
         explore(2, || {
             let scene = Scene::new(2);
             let last = scene.actor(LAST, Fate::Lives);
-            assert_eq!(Rounds::of(&last, 2).arrive(cell(1), false), Arrival::Waits);
+            assert_eq!(Rounds::of(&last, 2).arrive(&last, cell(1), false), Arrival::Waits);
             assert!(!scene.spawn(1, Fate::Dies(0), |ledger| ledger.fence()).join().unwrap());
             let resets = scene.spawn(3, Fate::Lives, |ledger| Rounds::of(ledger, 2).reset(ledger));
             let other = scene.spawn(2, Fate::Lives, |ledger| {
@@ -575,12 +596,12 @@ mod rounds {
             let scene = Scene::new(2);
             let last = scene.actor(LAST, Fate::Lives);
             let founds = [Found::default(), Found::default()];
-            assert_eq!(Rounds::of(&last, 2).arrive(cell(1), false), Arrival::Waits);
+            assert_eq!(Rounds::of(&last, 2).arrive(&last, cell(1), false), Arrival::Waits);
             let resets = scene.spawn(3, Fate::Lives, |ledger| Rounds::of(ledger, 2).reset(ledger));
             let find = founds[1].clone();
             let comes = scene.spawn(2, Fate::Lives, move |ledger| {
                 // Who is early comes again, once the last one has left.
-                if Rounds::of(ledger, 2).arrive(cell(2), false) != Arrival::Early {
+                if Rounds::of(ledger, 2).arrive(ledger, cell(2), false) != Arrival::Early {
                     try_leave(ledger, 2, 2, &find);
                 }
             });
