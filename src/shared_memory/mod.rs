@@ -23,6 +23,18 @@
 //! changed, and so can be borrowed like any slice. Named memory is for processes that have no channel
 //! between them, such as another program, and for data that several processes change.
 //!
+//! # With CPython
+//!
+//! Before 3.13 a CPython takes what it has merely opened for its own, and unlinks it when it ends; since then
+//! `SharedMemory(name, track=False)` keeps it from that. Until then it is to be told so:
+//!
+//! ```python
+//! memory = SharedMemory(name)
+//! resource_tracker.unregister("/" + memory.name, "shared_memory")
+//! ```
+//!
+//! What a CPython has created its own tracker unlinks, also while processes of this crate have it open.
+//!
 //! # Who may do what
 //!
 //! Objects are created for this user alone (mode 0600), as CPython's are. A process of the same user, or
