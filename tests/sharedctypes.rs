@@ -339,7 +339,8 @@ fn what_a_static_holds_is_the_same_in_a_forked_child_which_can_send_it_on() {
 /// Neither the objects nor their locks are anything less to those who keep them.
 #[test]
 fn forked_children_drop_what_they_have_inherited() {
-    static SHARED: Mutex<Option<(Value<u64>, Array<u8>, RawArray<u64>)>> = Mutex::new(None);
+    type Shared = (Value<u64>, Array<u8>, RawArray<u64>);
+    static SHARED: Mutex<Option<Shared>> = Mutex::new(None);
     run(120, async {
         // SAFETY: the child takes no lock that another thread may hold.
         let fork = unsafe { mp::Context::fork_with_threads() };
