@@ -152,16 +152,19 @@ mod tests {
     #[test]
     fn racing_writers_tear_nothing_below_a_word() {
         let memory = shared(16);
-        let rounds = 20_000u32;
+        let rounds = 100_000u32;
+        let start = std::sync::Barrier::new(3);
         std::thread::scope(|scope| {
             for byte in [0, 1] {
-                let memory = &memory;
+                let (memory, start) = (&memory, &start);
                 scope.spawn(move || {
+                    start.wait();
                     (0..rounds).for_each(|i| memory.store_from(byte, &[i as u8]));
                     memory.store_from(byte, &[7]);
                 });
             }
             scope.spawn(|| {
+                start.wait();
                 for i in 0..rounds {
                     memory.update(4, |old: [u8; 4]| Some((u32::from_ne_bytes(old) + 1).to_ne_bytes()));
                     memory.store_from(8, &[i as u8; 8]);
