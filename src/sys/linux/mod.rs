@@ -2,14 +2,12 @@
 
 pub(crate) mod cgroup;
 mod children;
-#[allow(dead_code, reason = "until all that synchronises is there")]
 pub(crate) mod door;
 pub(crate) mod env;
 pub(crate) mod epoll;
 pub(crate) mod fault;
 pub(crate) mod fd;
 pub(crate) mod guardian;
-#[allow(dead_code, reason = "until all that synchronises is there")]
 pub(crate) mod identity;
 pub(crate) mod init;
 pub(crate) mod interrupt;
