@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Mutex;
 
+use bytemuck::Pod;
 use serde::{Deserialize, Serialize};
 
 use crate::connection::{Connection, RecvHalf, SendHalf};
@@ -13,6 +14,10 @@ use crate::function::{Func, Target};
 use crate::pool::PoolBuilder;
 use crate::process::ProcessBuilder;
 use crate::reduction::Message;
+use crate::sharedctypes::{Array, RawArray, RawValue, Value};
+use crate::synchronize::{
+    Barrier, BarrierBuilder, BoundedSemaphore, Condition, ConditionLock, Event, Lock, RLock, Semaphore,
+};
 use crate::sys::per_process::PerProcess;
 use crate::util::lock;
 
@@ -140,6 +145,61 @@ impl Context {
     /// An end that receives and one that sends: [`simplex_pipe`](crate::simplex_pipe).
     pub fn simplex_pipe(&self) -> Result<(RecvHalf, SendHalf)> {
         crate::simplex_pipe()
+    }
+
+    /// A lock: [`Lock::new`](crate::Lock::new). No start method makes a difference to it, nor to what follows.
+    pub fn lock(&self) -> Result<Lock> {
+        Lock::new()
+    }
+
+    /// A lock that its holder may take again: [`RLock::new`](crate::RLock::new).
+    pub fn rlock(&self) -> Result<RLock> {
+        RLock::new()
+    }
+
+    /// A semaphore: [`Semaphore::new`](crate::Semaphore::new).
+    pub fn semaphore(&self, permits: usize) -> Result<Semaphore> {
+        Semaphore::new(permits)
+    }
+
+    /// A semaphore with a bound: [`BoundedSemaphore::new`](crate::BoundedSemaphore::new).
+    pub fn bounded_semaphore(&self, permits: usize) -> Result<BoundedSemaphore> {
+        BoundedSemaphore::new(permits)
+    }
+
+    /// A condition: [`Condition::new`](crate::Condition::new).
+    pub fn condition(&self, lock: impl Into<ConditionLock>) -> Result<Condition> {
+        Condition::new(lock)
+    }
+
+    /// An event: [`Event::new`](crate::Event::new).
+    pub fn event(&self) -> Result<Event> {
+        Event::new()
+    }
+
+    /// A barrier in the making: [`Barrier::builder`](crate::Barrier::builder).
+    pub fn barrier(&self, parties: usize) -> BarrierBuilder {
+        Barrier::builder(parties)
+    }
+
+    /// A value with a lock: [`Value::new`](crate::Value::new).
+    pub fn value<T: Pod>(&self, value: T) -> Result<Value<T>> {
+        Value::new(value)
+    }
+
+    /// Values with a lock, all zero: [`Array::new`](crate::Array::new).
+    pub fn array<T: Pod>(&self, len: usize) -> Result<Array<T>> {
+        Array::new(len)
+    }
+
+    /// A value: [`RawValue::new`](crate::RawValue::new).
+    pub fn raw_value<T: Pod>(&self, value: T) -> Result<RawValue<T>> {
+        RawValue::new(value)
+    }
+
+    /// Values, all zero: [`RawArray::new`](crate::RawArray::new).
+    pub fn raw_array<T: Pod>(&self, len: usize) -> Result<RawArray<T>> {
+        RawArray::new(len)
     }
 
     pub(crate) fn vouched(&self) -> bool {

@@ -50,6 +50,11 @@
 //! | `conn.send(x)`, `conn.recv()`, `conn.poll(1)` | [`Connection::send`], [`recv`](Connection::recv), [`poll_timeout`](Connection::poll_timeout) |
 //! | `Listener(address, authkey=key)`, `Client(address, authkey=key)` | [`Listener::bind(address)`](Listener::bind)`.authkey(&key).await?`, [`Client::connect(address)`](Client::connect) likewise |
 //! | `connection.wait(objects, timeout)` | [`wait`], [`wait_timeout`], and [`WaitSet`] for many |
+//! | `Lock()`, `with lock:` | [`Lock::new`]`()?`, `let guard = `[`lock.acquire().await?`](Lock::acquire); [`RLock`] likewise |
+//! | `Semaphore(n)`, `BoundedSemaphore(n)` | [`Semaphore::new`]`(n)?`, [`BoundedSemaphore::new`]`(n)?` |
+//! | `Event()`, `Condition(lock)`, `Barrier(n, action)` | [`Event::new`]`()?`, [`Condition::new`]`(lock)?`, [`Barrier::builder`]`(n)` |
+//! | `Value("q", 0)`, `Array("d", 10)`, `RawValue`, `RawArray` | [`Value::new`]`(0_i64)?`, [`Array::new`]`(10)?`, [`RawValue`], [`RawArray`] |
+//! | `SharedMemory(create=True, size=n)`, `ShareableList` | [`SharedMemory::create`]`(n)?`, [`ShareableList`] |
 //! | `sys.exit(reason)` in a child | [`exit`] |
 //! | `util.Finalize`, `register_after_fork` | [`util::Finalize`], [`register_after_fork`] |
 //!
@@ -74,11 +79,19 @@
 //! nothing in common with this one, CPython's among them (feature `python`). The module [`connection`]
 //! says what each promises. Files and sockets travel as a [`Handle`].
 //!
+//! # Locks and shared memory
+//!
+//! [`Lock`], [`RLock`], [`Semaphore`], [`BoundedSemaphore`], [`Condition`], [`Event`] and [`Barrier`] work between
+//! any mix of tasks, threads and processes, and travel as arguments and in messages. Whoever dies with one in its
+//! hands holds up nobody. [`Value`] and [`Array`] are plain data with a lock, [`RawValue`] and [`RawArray`] without
+//! one; [`SharedMemory`] and [`ShareableList`] have names by which other programs find them.
+//!
 //! # Costs
 //!
 //! A child costs its parent two descriptors (its pidfd and a socket), and a pool's worker seven in
 //! all; the soft limit of descriptors is raised to the hard one at the first start. A worker is two
-//! processes: itself, and its guardian, which waits for its end.
+//! processes: itself, and its guardian, which waits for its end. What is shared costs one descriptor in each
+//! process, and a process that has to wait for such a thing one more for all of them.
 //!
 //! # Platforms
 //!

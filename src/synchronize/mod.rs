@@ -9,6 +9,8 @@ mod object;
 mod protocol;
 mod rlock;
 mod semaphore;
+#[cfg(all(test, multiprocess))]
+mod tests;
 mod wait;
 
 pub use barrier::{Barrier, BarrierBuilder};

@@ -20,7 +20,7 @@ pub(crate) mod rounds;
 pub(crate) mod signal;
 pub(crate) mod tally;
 pub(crate) mod tickets;
-mod words;
+pub(crate) mod words;
 
 pub(crate) use words::{Here, Identity, Words, World};
 

@@ -87,8 +87,8 @@ mod tests {
             let since = generation(&waiter);
             let (setter, other) = (model.actor(2, fate), model.actor(3, Fate::Lives));
             let setting = thread::spawn(move || {
-                let has_set = setter.act(|setter| set(setter)).is_some();
-                setter.act(|setter| clear(setter));
+                let has_set = setter.act(set).is_some();
+                setter.act(clear);
                 (has_set, setter.has_ended())
             });
             let clearing = thread::spawn(move || clear(&other));

@@ -53,26 +53,59 @@ impl Words for Shared {
     }
 
     fn load(&self, at: usize, order: Ordering) -> u64 {
+        kill_point();
         self.atomic_u64(at).load(order)
     }
 
     fn store(&self, at: usize, value: u64, order: Ordering) {
+        kill_point();
         self.atomic_u64(at).store(value, order);
     }
 
     fn compare_exchange(&self, at: usize, current: u64, new: u64) -> Result<u64, u64> {
+        kill_point();
         self.atomic_u64(at).compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
     }
 
     fn fetch_or(&self, at: usize, bits: u64, order: Ordering) -> u64 {
+        kill_point();
         self.atomic_u64(at).fetch_or(bits, order)
     }
 
     fn fetch_and(&self, at: usize, bits: u64, order: Ordering) -> u64 {
+        kill_point();
         self.atomic_u64(at).fetch_and(bits, order)
     }
 
     fn fence(&self) {
+        kill_point();
         std::sync::atomic::fence(Ordering::SeqCst);
+    }
+}
+
+/// Where a process may be killed that a test has put on its way: before each access to what is shared.
+#[cfg(not(test))]
+#[inline]
+fn kill_point() {}
+
+#[cfg(test)]
+use kill_points::pass as kill_point;
+
+#[cfg(test)]
+pub(crate) mod kill_points {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    /// How many this process still passes.
+    static LEFT: AtomicU64 = AtomicU64::new(u64::MAX);
+
+    /// Has this process killed at the point of this number, from here on, counted from zero.
+    pub(crate) fn kill_at(number: u64) {
+        LEFT.store(number, Ordering::SeqCst);
+    }
+
+    pub(super) fn pass() {
+        if LEFT.load(Ordering::Relaxed) != u64::MAX && LEFT.fetch_sub(1, Ordering::SeqCst) == 0 {
+            let _ = nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::SIGKILL);
+        }
     }
 }
