@@ -8,7 +8,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::object::{Kind, Object, SIZE};
 use super::protocol::owner::{self, Attempt, UNNAMED};
 use super::protocol::{Here, Identity, World};
-use super::wait::{Turn, wait, within};
+use super::wait::{proceed, sleep, within};
 use crate::error::{Error, Result};
 use crate::reduction::Attachment;
 use crate::sys::memory::Shared;
@@ -175,31 +175,31 @@ impl Lock {
     }
 
     pub(super) async fn take(&self, taker: Identity) -> Result<()> {
+        proceed().await;
+        if self.spin(taker) {
+            return Ok(());
+        }
         let mut starving = Starving { object: &self.object, starves: false };
-        wait(&self.object, |turn| {
-            let attempt = Attempt {
-                slept: turn.slept,
-                leaves_word: turn.announced,
-                starves: turn.starves,
-                looks: turn.announced,
-            };
-            let taken = self.spin(taker, turn) || owner::try_take(self.object.words(), &Here, taker, attempt);
+        sleep(&self.object, |turn| {
+            let attempt =
+                Attempt { slept: turn.slept, leaves_word: true, starves: turn.starves, looks: true };
+            let taken = owner::try_take(self.object.words(), &Here, taker, attempt);
             starving.starves = turn.starves && !taken;
             taken.then_some(())
         })
         .await
     }
 
-    fn spin(&self, taker: Identity, turn: Turn) -> bool {
+    #[inline]
+    fn spin(&self, taker: Identity) -> bool {
         let words = self.object.words();
-        !turn.announced
-            && (0..LOOKS).any(|look| {
-                let taken = owner::try_take(words, &Here, taker, Attempt::default());
-                if !taken {
-                    (0..1 << look).for_each(|_| std::hint::spin_loop());
-                }
-                taken
-            })
+        (0..LOOKS).any(|look| {
+            let taken = owner::try_take(words, &Here, taker, Attempt::default());
+            if !taken {
+                (0..1 << look).for_each(|_| std::hint::spin_loop());
+            }
+            taken
+        })
     }
 
     pub(super) fn try_take(&self, taker: Identity) -> bool {

@@ -34,13 +34,22 @@ pub(crate) struct Turn {
 ///
 /// # Panics
 /// If it has to sleep outside of a runtime, or on one without I/O.
-#[inline]
 pub(crate) async fn wait<T>(object: &Object, mut attempt: impl FnMut(Turn) -> Option<T>) -> Result<T> {
-    // Of a task that always succeeds at once, others of its thread have their turn too.
-    poll_fn(|cx| coop::poll_proceed(cx).map(|coop| coop.made_progress())).await;
-    if let Some(done) = attempt(Turn::default()) {
-        return Ok(done);
+    proceed().await;
+    match attempt(Turn::default()) {
+        Some(done) => Ok(done),
+        None => sleep(object, attempt).await,
     }
+}
+
+/// Of a task that always succeeds at once, others of its thread have their turn too.
+#[inline]
+pub(crate) async fn proceed() {
+    poll_fn(|cx| coop::poll_proceed(cx).map(|coop| coop.made_progress())).await;
+}
+
+/// [`wait`], after a first attempt that was in vain.
+pub(crate) async fn sleep<T>(object: &Object, mut attempt: impl FnMut(Turn) -> Option<T>) -> Result<T> {
     let mut waiting = Waiting { object, sleeper: None };
     poll_fn(|cx| waiting.poll(cx, &mut attempt)).await
 }
