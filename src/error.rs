@@ -87,8 +87,8 @@ pub enum Error {
     /// What arrived is no message.
     #[error("malformed message: {0}")]
     Malformed(&'static str),
-    /// Somebody else holds it, so it cannot be given back here.
-    #[error("it is held by somebody else")]
+    /// Whoever calls this does not hold it, or holds it by a guard, which gives it back itself.
+    #[error("it is not held by whoever calls this, or by a guard, which gives it back itself")]
     NotOwner,
     /// Given back more often than it was taken.
     #[error("released more often than acquired")]

@@ -150,13 +150,15 @@ struct Tracker {
 }
 
 /// How a child comes by its parent's tracker.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Inherited {
     pid: i32,
     socket: Descriptor,
 }
 
 static STATE: PerProcess<Mutex<State>> = PerProcess::new(Mutex::default);
+/// The tracker of now, for those who must not wait for who waits for it.
+static CURRENT: PerProcess<Mutex<Option<Inherited>>> = PerProcess::new(Mutex::default);
 
 /// Starts the tracker unless there is one that lives: so that processes which are started from now on
 /// share it, also if they are the first to create shared memory.
@@ -174,7 +176,7 @@ pub fn ensure_running() -> Result<()> {
 
 /// The process id of this process's tracker, if it knows of one. That it lives is not said.
 pub fn pid() -> Option<i32> {
-    lock(STATE.get()).tracker.as_ref().map(|tracker| tracker.pid)
+    to_inherit().map(|tracker| tracker.pid)
 }
 
 /// Has the object unlinked when the family is gone, starting a tracker if need be.
@@ -196,14 +198,14 @@ pub(crate) fn unregister(object: &Object) {
     }
 }
 
-/// What a child is given.
+/// What a child is given. It is there at once, also while somebody waits for the tracker.
 pub(crate) fn to_inherit() -> Option<Inherited> {
-    let state = lock(STATE.get());
-    state.tracker.as_ref().map(|tracker| Inherited { pid: tracker.pid, socket: tracker.socket.clone() })
+    lock(CURRENT.get()).clone()
 }
 
 /// Takes over the parent's.
 pub(crate) fn inherit(inherited: Option<Inherited>) {
+    lock(CURRENT.get()).clone_from(&inherited);
     lock(STATE.get()).tracker =
         inherited.map(|Inherited { pid, socket }| Tracker { pid, socket, child: None });
 }
@@ -221,6 +223,7 @@ impl State {
                  processes have created may be left behind",
                 tracker.pid
             ));
+            lock(CURRENT.get()).take();
             if let Some(dead) = self.tracker.take() {
                 dead.reap();
             }
@@ -229,6 +232,7 @@ impl State {
         for object in &self.objects {
             tracker.tell(&Notice::Created(object.clone()))?;
         }
+        *lock(CURRENT.get()) = Some(Inherited { pid: tracker.pid, socket: tracker.socket.clone() });
         self.tracker = Some(tracker);
         Ok(())
     }

@@ -46,7 +46,9 @@ const ATTEMPTS: usize = 1000;
 /// and the memory is free when the last process has closed it. One process should do that, once. What
 /// nobody has unlinked when all processes of this family are gone the
 /// [resource tracker](crate::resource_tracker) unlinks, unless it was
-/// [created without](SharedMemoryBuilder::track).
+/// [created without](SharedMemoryBuilder::track). A family begins with the process that first creates shared
+/// memory: what a child creates goes with that child and its own children, if its parent had not created any
+/// before it started the child, or called [`ensure_running`](crate::resource_tracker::ensure_running).
 ///
 /// # Reading and writing
 ///
@@ -202,9 +204,11 @@ impl SharedMemory {
             true => shm::unlink(name),
             false => Err(io::Error::new(io::ErrorKind::NotFound, "another object has its name by now")),
         });
-        removed.map_err(|error| explain(error, name))?;
-        resource_tracker::unregister(&self.0.object);
-        Ok(())
+        if removed.as_ref().is_ok() || removed.as_ref().is_err_and(|e| e.kind() == io::ErrorKind::NotFound) {
+            // Who has no name any more is nobody's to unlink.
+            resource_tracker::unregister(&self.0.object);
+        }
+        Ok(removed.map_err(|error| explain(error, name))?)
     }
 
     fn check(&self, offset: usize, len: usize) -> Result<()> {

@@ -42,9 +42,9 @@ use crate::synchronize::{Lock, LockGuard};
 ///
 /// # Whoever dies
 ///
-/// The copy takes the value's place in one instant. If its process is killed before that, or panics, the value
-/// is as if it had never begun; the next one that takes the lock is [told](ValueGuard::previous_owner_died)
-/// of the dead.
+/// The copy takes the value's place in one instant. If its process is killed before that, or it is dropped by a
+/// panic, the value is as if it had never begun. The next one that takes the lock is
+/// [told](ValueGuard::previous_owner_died) of a process that was killed; after a panic there is nothing to tell.
 ///
 /// # Several under one lock
 ///

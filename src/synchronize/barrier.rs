@@ -29,6 +29,7 @@ pub(super) static KIND: Kind = Kind {
             _ => usize::MAX,
         }
     },
+    passes_on: false,
     reap: |object, cell| {
         let dead = cells::owner(object.words(), cell).filter(|owner| Here.is_dead(*owner));
         if dead.is_some_and(|dead| rounds(object).reap(cell, dead)) {
@@ -39,7 +40,7 @@ pub(super) static KIND: Kind = Kind {
 };
 
 fn rounds(object: &Object) -> Rounds<'_, Shared> {
-    Rounds::of(object.words(), object.configuration() as u32)
+    Rounds::of(object.words(), object.configuration().min(u64::from(Rounds::<Shared>::LIMIT)) as u32)
 }
 
 fn call_all(object: &Object) {
@@ -63,14 +64,16 @@ fn cell(object: &Object) -> Result<Cell> {
     if let Some(cell) = object.own_cell() {
         return Ok(cell);
     }
-    let mut came_to = lock(CAME_TO.get());
-    let came_to = came_to.get_or_insert_with(|| {
-        // After all others, which may still come.
-        Finalize::new(i32::MIN, take_leave);
-        Vec::new()
-    });
-    came_to.retain(WeakObject::lives);
-    came_to.push(object.downgrade());
+    {
+        let mut came_to = lock(CAME_TO.get());
+        let came_to = came_to.get_or_insert_with(|| {
+            // After all others, which may still come.
+            Finalize::new(i32::MIN, take_leave);
+            Vec::new()
+        });
+        came_to.retain(WeakObject::lives);
+        came_to.push(object.downgrade());
+    }
     object.cell()
 }
 
@@ -331,13 +334,7 @@ impl Party<'_> {
             }
             Arrival::Waits => {}
         }
-        wait(object, |turn| {
-            if turn.announced && !turn.slept {
-                self.barrier.bury();
-            }
-            self.pass()
-        })
-        .await?
+        wait(object, |_| self.pass()).await?
     }
 
     /// `None` as long as others have not left the round before.

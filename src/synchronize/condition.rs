@@ -20,6 +20,7 @@ static KIND: Kind = Kind {
     code: 4,
     name: "condition",
     ready,
+    passes_on: false,
     reap: |object, cell| tickets::take_out(object.words(), cell, |cell| object.call_at(cell)),
     holds: |_, _| false,
 };

@@ -15,6 +15,7 @@ static KIND: Kind = Kind {
     code: 5,
     name: "event",
     ready: |object, _| if has_been_set(object) { usize::MAX } else { 0 },
+    passes_on: false,
     reap: |_, _| {},
     holds: |_, _| false,
 };

@@ -6,7 +6,8 @@
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::task::Waker;
 use std::time::Duration;
@@ -49,13 +50,14 @@ struct State {
 struct Room {
     object: Object,
     sleepers: VecDeque<Sleeper>,
+    /// How many of them were not told to look again.
+    asleep: usize,
 }
 
 struct Sleeper {
     number: u64,
-    waker: Waker,
-    /// It was told to look again, and has not done so yet.
-    called: bool,
+    /// Gone once it was told to look again, until it does so.
+    waker: Option<Waker>,
 }
 
 impl Exchange {
@@ -68,15 +70,19 @@ impl Exchange {
 impl Exchange {
     /// The object that is this one: itself, or one that was here before and is the `same`.
     pub(crate) fn known(&self, object: Object, same: impl Fn(&Object) -> bool) -> Object {
-        // Whoever is dropped here is dropped without the lock, which its end takes as well.
-        let there = lock(&self.state).objects.get(&object.key()).and_then(WeakObject::upgrade);
-        match there {
-            Some(there) if same(&there) => there,
+        let mut state = lock(&self.state);
+        let there = state.objects.get(&object.key()).and_then(WeakObject::upgrade);
+        let known = match &there {
+            Some(there) if same(there) => there.clone(),
             _ => {
-                lock(&self.state).objects.insert(object.key(), object.downgrade());
-                object
+                state.objects.insert(object.key(), object.downgrade());
+                object.clone()
             }
-        }
+        };
+        // What ends here ends without the lock, which its end takes as well.
+        drop(state);
+        drop((object, there));
+        known
     }
 
     /// The object of this key is gone, unless there is another one.
@@ -98,13 +104,15 @@ impl Exchange {
         let cell = object.cell()?;
         object.put_door(cell, self.door()?.name());
         self.watch()?;
+        // Wakers are made and end without the lock: they are others' code, and may come back here.
+        let waker = Some(waker.clone());
         let mut state = lock(&self.state);
         let number = state.next;
         state.next += 1;
         let room = state.rooms.entry(object.place()).or_insert_with(|| Room::new(object));
-        room.sleepers.push_back(Sleeper { number, waker: waker.clone(), called: false });
-        state.watchers.values().for_each(|ticker| ticker.start(TICK));
-        drop(state);
+        room.sleepers.push_back(Sleeper { number, waker });
+        room.asleep += 1;
+        state.watchers.values().for_each(|ticker| ticker.start_anew());
         bells::announce(object.words(), cell);
         Ok(number)
     }
@@ -112,73 +120,79 @@ impl Exchange {
     /// Somebody who sleeps for an object looks again, and says whether it was told to.
     ///
     /// # Errors
-    /// As those of [`enter`](Self::enter).
+    /// As those of [`enter`](Self::enter). It sleeps on then.
     pub(crate) fn stir(&'static self, object: &Object, number: u64, waker: &Waker) -> crate::Result<bool> {
         self.watch()?;
+        let cell = object.cell()?;
+        let waker = waker.clone();
         let mut state = lock(&self.state);
-        let room = state.rooms.get_mut(&object.place());
-        let called = room.and_then(|room| room.find(number)).is_some_and(|sleeper| {
-            sleeper.waker.clone_from(waker);
-            std::mem::take(&mut sleeper.called)
+        let before = state.rooms.get_mut(&object.place()).and_then(|room| {
+            let before = room.find(number)?.waker.replace(waker);
+            room.asleep += usize::from(before.is_none());
+            Some(before)
         });
+        bells::announce(object.words(), cell);
         drop(state);
-        bells::announce(object.words(), object.cell()?);
-        Ok(called)
+        Ok(matches!(before, Some(None)))
     }
 
     /// Somebody sleeps for an object no more. What it leaves, and what it was called for if it goes without
     /// it, is others'.
-    pub(crate) fn leave(&self, object: &Object, number: u64, satisfied: bool) {
+    pub(crate) fn leave(&self, object: &Object, number: u64) {
         let mut state = lock(&self.state);
-        let mut called = false;
+        let mut left = None;
         let mut empty = None;
         if let Some(room) = state.rooms.get_mut(&object.place()) {
             if let Ok(at) = room.sleepers.binary_search_by_key(&number, |sleeper| sleeper.number) {
-                called = room.sleepers.remove(at).is_some_and(|sleeper| sleeper.called);
+                left = room.sleepers.remove(at);
+                room.asleep -= usize::from(left.as_ref().is_some_and(|sleeper| sleeper.waker.is_some()));
             }
             if room.sleepers.is_empty() {
                 empty = state.rooms.remove(&object.place());
+                // With the lock, so that a bit always means that somebody is in the room.
+                if let Some(cell) = object.own_cell() {
+                    bells::withdraw(object.words(), cell);
+                }
             }
         }
         drop(state);
-        if empty.is_some()
-            && let Some(cell) = object.own_cell()
-        {
-            bells::withdraw(object.words(), cell);
-        }
-        if satisfied || called {
-            self.attend(object, false);
-        }
+        drop((left, empty));
+        // Also for who was rung for at this door and is not there any more.
+        self.attend(object, false);
     }
 
     /// Wakes as many of those who sleep here for an object as could go on; if none sleeps, and somebody could,
-    /// rings elsewhere.
-    pub(crate) fn attend(&self, object: &Object, looks: bool) {
-        let sleeps = |sleeper: &&mut Sleeper| !sleeper.called;
-        let asleep = |state: &mut State| {
-            let room = state.rooms.get_mut(&object.place());
-            room.is_some_and(|room| room.sleepers.iter_mut().any(|sleeper| sleeps(&sleeper)))
-        };
-        let anyone = asleep(&mut lock(&self.state));
+    /// rings elsewhere. At a tick, it also looks who is dead.
+    pub(crate) fn attend(&self, object: &Object, tick: bool) {
+        let kind = object.kind();
+        let state = lock(&self.state);
+        let anyone = state.rooms.get(&object.place()).is_some_and(|room| room.asleep > 0);
         if anyone && let Some(cell) = object.own_cell() {
             // Before the look: what changes after it is rung for.
             bells::announce(object.words(), cell);
         }
-        let ready = (object.kind().ready)(object, looks);
+        drop(state);
         if !anyone {
-            if ready > 0 {
+            if kind.passes_on && (kind.ready)(object, false) > 0 {
                 object.call_one();
             }
             return;
         }
+        let ready = match (kind.ready)(object, tick && object.takes_turn()) {
+            0 => return,
+            // Who ought to have gone on has not: it was not rung for, or is not polled any more.
+            _ if tick => usize::MAX,
+            ready => ready,
+        };
         let mut wakers = Vec::new();
         if let Some(room) = lock(&self.state).rooms.get_mut(&object.place()) {
-            for sleeper in room.sleepers.iter_mut().filter(sleeps).take(ready) {
-                sleeper.called = true;
-                wakers.push(sleeper.waker.clone());
-            }
+            wakers.extend(room.sleepers.iter_mut().filter_map(|sleeper| sleeper.waker.take()).take(ready));
+            room.asleep -= wakers.len();
         }
-        wakers.into_iter().for_each(Waker::wake);
+        for waker in wakers {
+            // It is others' code: if it panics, those after it are woken all the same.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
+        }
     }
 
     /// The objects for which somebody sleeps; those of one key, or all.
@@ -215,10 +229,12 @@ impl Exchange {
         let watcher = Watcher {
             door: Registered::new(self.door()?.socket().clone(), Interest::READABLE)?,
             rings: Registered::new(timer.clone(), Interest::READABLE)?,
-            ticker: Arc::new(Ticker { timer, runs: AtomicBool::new(false) }),
+            ticker: Arc::new(Ticker::new(timer)),
             exchange: self,
             runtime: runtime.id(),
         };
+        // Who comes from another runtime may sleep already, and those of that one look no more.
+        watcher.ticker.start_anew();
         state.watchers.insert(runtime.id(), watcher.ticker.clone());
         drop(state);
         runtime.spawn(watcher.run());
@@ -228,7 +244,7 @@ impl Exchange {
 
 impl Room {
     fn new(object: &Object) -> Self {
-        Self { object: object.clone(), sleepers: VecDeque::new() }
+        Self { object: object.clone(), sleepers: VecDeque::new(), asleep: 0 }
     }
 
     fn find(&mut self, number: u64) -> Option<&mut Sleeper> {
@@ -241,14 +257,33 @@ impl Room {
 struct Ticker {
     timer: Arc<Fd>,
     runs: AtomicBool,
+    /// How many there have been since somebody came.
+    ticks: AtomicU32,
 }
 
 impl Ticker {
-    fn start(&self, after: Duration) {
-        if !self.runs.swap(true, Ordering::SeqCst) {
-            // It is given a valid descriptor and time, and cannot fail.
-            let _ = sys::fd::arm_timer(self.timer.as_fd(), Some(after));
+    fn new(timer: Arc<Fd>) -> Self {
+        Self { timer, runs: AtomicBool::new(false), ticks: AtomicU32::new(0) }
+    }
+
+    /// Somebody has come.
+    fn start_anew(&self) {
+        let slow = self.ticks.swap(0, Ordering::SeqCst) >= SETTLED;
+        if !self.runs.swap(true, Ordering::SeqCst) || slow {
+            self.arm(TICK);
         }
+    }
+
+    fn go_on(&self) {
+        let settled = self.ticks.fetch_add(1, Ordering::SeqCst) >= SETTLED;
+        if !self.runs.swap(true, Ordering::SeqCst) {
+            self.arm(if settled { SLOW_TICK } else { TICK });
+        }
+    }
+
+    fn arm(&self, after: Duration) {
+        // It is given a valid descriptor and time, and cannot fail.
+        let _ = sys::fd::arm_timer(self.timer.as_fd(), Some(after));
     }
 }
 
@@ -263,7 +298,6 @@ struct Watcher {
 
 impl Watcher {
     async fn run(self) {
-        let mut ticks = 0;
         loop {
             tokio::select! {
                 edge = self.door.edge_or_end() => match edge {
@@ -271,7 +305,7 @@ impl Watcher {
                     Err(_) => return,
                 },
                 edge = self.rings.edge_or_end() => match edge {
-                    Ok(()) => self.tick(&mut ticks).await,
+                    Ok(()) => self.tick().await,
                     Err(_) => return,
                 },
             }
@@ -295,19 +329,19 @@ impl Watcher {
     }
 
     /// Looks at all for which somebody sleeps, as far as nobody was rung for it.
-    async fn tick(&self, ticks: &mut u32) {
+    async fn tick(&self) {
         // Before the look: who comes after it starts the ticker again.
         self.ticker.runs.store(false, Ordering::SeqCst);
         let rooms = self.exchange.rooms(None);
         if rooms.is_empty() {
-            *ticks = 0;
             return;
         }
-        *ticks += 1;
-        self.ticker.start(if *ticks < SETTLED { TICK } else { SLOW_TICK });
+        self.ticker.go_on();
         for object in rooms {
             self.exchange.attend(&object, true);
             yield_now().await;
+            // Whoever is rung for does not wait for all these looks.
+            self.answer();
         }
     }
 }

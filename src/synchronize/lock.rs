@@ -7,7 +7,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 
 use super::object::{Kind, Object, SIZE};
 use super::protocol::owner::{self, Attempt, UNNAMED};
-use super::protocol::{Here, Identity, World};
+use super::protocol::{Here, Identity, World, bells};
 use super::wait::{proceed, sleep, within};
 use crate::error::{Error, Result};
 use crate::reduction::Attachment;
@@ -18,7 +18,8 @@ use crate::sys::memory::Shared;
 /// sections are shorter.
 const LOOKS: u32 = 7;
 
-pub(super) static KIND: Kind = Kind { code: 1, name: "lock", ready, reap: |_, _| {}, holds: |_, _| false };
+pub(super) static KIND: Kind =
+    Kind { code: 1, name: "lock", ready, passes_on: true, reap: |_, _| {}, holds: |_, _| false };
 
 /// A lock between processes. Python's `Lock`.
 ///
@@ -29,6 +30,12 @@ pub(super) static KIND: Kind = Kind { code: 1, name: "lock", ready, reap: |_, _|
 /// It excludes all tasks, threads and processes that share it, also two tasks of one process. It cannot be
 /// taken twice: see [`RLock`](crate::RLock) for that. To take and to give back an uncontended one costs no
 /// system call. Nobody waits for ever behind others that come later: who has slept for 10 ms goes before them.
+/// Whoever sleeps is woken when it is given back. A death is seen by those who come, at once, and by those who
+/// sleep at their next look: after a tenth of a second, once they have slept for two seconds half a second.
+///
+/// It works between processes of one PID namespace (and time namespace): elsewhere it does not arrive. Where the
+/// processes are in different network namespaces, who sleeps is woken by its own looks alone. A guard that is
+/// forgotten holds it until the process ends.
 ///
 /// ```
 /// use tokio_multiprocess as mp;
@@ -155,7 +162,7 @@ impl Lock {
         Err(if self.locked() { Error::NotOwner } else { Error::TooManyReleases })
     }
 
-    /// Whether anybody holds it at this instant.
+    /// Whether anybody holds it at this instant, be it a process that has died and whose death nobody has seen.
     pub fn locked(&self) -> bool {
         owner::holder(self.object.words()).is_some()
     }
@@ -204,9 +211,16 @@ impl Lock {
 
     pub(super) fn try_take(&self, taker: Identity) -> bool {
         let words = self.object.words();
-        // Nobody else may come who could go before.
-        let last = Attempt { slept: true, looks: true, ..Attempt::default() };
-        owner::try_take(words, &Here, taker, Attempt::default()) || owner::try_take(words, &Here, taker, last)
+        if owner::try_take(words, &Here, taker, Attempt::default()) {
+            return true;
+        }
+        // Those who starve go before, if they live: else nobody is at their doors.
+        let last = Attempt { slept: !bells::anyone(words), looks: true, ..Attempt::default() };
+        let taken = owner::try_take(words, &Here, taker, last);
+        if !taken && owner::holder(words).is_none() {
+            self.object.call_one();
+        }
+        taken
     }
 
     /// Whether it was this owner's.

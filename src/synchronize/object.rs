@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::exchange::Exchange;
-use super::protocol::{CELL, CELLS, CELLS_AT, Cell, Here, World, bells, cells};
+use super::protocol::{CELL, CELLS, CELLS_AT, Cell, Here, STATE, Words, World, bells, cells};
 use crate::error::{Error, Result};
 use crate::reduction::{Attachment, Descriptor};
 use crate::sys::door::Ring;
@@ -33,6 +33,10 @@ const _: () = assert!(CELLS_AT + CELLS * CELL <= SIZE);
 /// "mp", the version of the layout; the lowest byte is the kind.
 const MAGIC: u64 = u64::from_be_bytes(*b"tokiom\x01\0");
 
+/// When somebody last looked who is dead, in milliseconds of the kernel's clock, and how long that is enough.
+const LOOKED: usize = STATE + 56;
+const LOOK_EVERY: u64 = 50;
+
 const KEY: usize = 8;
 const NAMESPACE: usize = 16;
 const CONFIGURATION: usize = 24;
@@ -45,6 +49,9 @@ pub(crate) struct Kind {
     /// How many of this process's sleepers could go on now. With `looks`, also whether somebody's death lets
     /// them.
     pub(crate) ready: fn(&Object, looks: bool) -> usize,
+    /// What one of several leaves, others may have, wherever they sleep: not so where all go on at once, and
+    /// each process was rung for.
+    pub(crate) passes_on: bool,
     /// Takes all that belongs to the dead process of a cell out of it.
     pub(crate) reap: fn(&Object, Cell),
     /// Whether something in a cell still belongs to its process, such as what a guard holds that was
@@ -185,6 +192,14 @@ impl Object {
             cells::clear(self.words(), cell, Here.me());
         }
         self.cell()
+    }
+
+    /// Whether it is this process's turn to look who is dead, which costs some 10 µs for each who uses the
+    /// object: not if another has looked just now.
+    pub(crate) fn takes_turn(&self) -> bool {
+        let now = sys::fd::monotonic_ns() / 1_000_000;
+        let last = self.words().atomic_u64(LOOKED).load(Ordering::Relaxed);
+        now.abs_diff(last) >= LOOK_EVERY && self.words().compare_exchange(LOOKED, last, now).is_ok()
     }
 
     /// Rings for one who sleeps, wherever that is.

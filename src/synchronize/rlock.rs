@@ -18,8 +18,14 @@ use crate::error::{Error, Result};
 use crate::sys::per_process::PerProcess;
 use crate::util::lock;
 
-static KIND: Kind =
-    Kind { code: 2, name: "lock that can be taken again", ready, reap: |_, _| {}, holds: |_, _| false };
+static KIND: Kind = Kind {
+    code: 2,
+    name: "lock that can be taken again",
+    ready,
+    passes_on: true,
+    reap: |_, _| {},
+    holds: |_, _| false,
+};
 
 /// A lock between processes that its holder may take again. Python's `RLock`.
 ///

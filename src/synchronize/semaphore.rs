@@ -2,16 +2,20 @@
 
 use std::fmt;
 use std::ops::Deref;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, de};
 
 use super::object::{Kind, Object};
 use super::protocol::permits::{Full, Permits};
-use super::protocol::{Cell, Here, Identity, World, bells, cells};
+use super::protocol::{Cell, Here, Identity, STATE, World, bells, cells};
 use super::wait::{wait, within};
 use crate::error::{Error, Result};
 use crate::sys::memory::Shared;
+
+/// Not zero while somebody has slept for long.
+const STARVING: usize = STATE + 48;
 
 pub(super) static KIND: Kind = Kind {
     code: 3,
@@ -23,6 +27,7 @@ pub(super) static KIND: Kind = Kind {
         }
         permits.free() as usize
     },
+    passes_on: true,
     reap: |object, cell| {
         let dead = cells::owner(object.words(), cell).filter(|owner| Here.is_dead(*owner));
         if dead.is_some_and(|dead| permits(object).reap(cell, dead) > 0) {
@@ -168,7 +173,8 @@ impl Semaphore {
         Ok(())
     }
 
-    /// How many permits are free at this instant.
+    /// How many permits are free at this instant. Those of a process that has died count when its death is
+    /// seen, by whoever asks for a permit in vain.
     #[doc(alias = "get_value")]
     pub fn value(&self) -> usize {
         self.permits().free() as usize
@@ -179,13 +185,33 @@ impl Semaphore {
     }
 
     async fn take(&self, holder: Option<Cell>) -> Result<()> {
+        let mut starving = Starving { semaphore: self, starves: false };
         wait(&self.object, |turn| {
+            if !turn.slept && self.somebody_starves() {
+                return None;
+            }
             // Who sleeps already is woken at a tick by whoever looks then.
-            let looks = turn.announced && !turn.slept;
+            let looks = turn.announced && !turn.slept && self.object.takes_turn();
             let taken = self.permits().take(holder) || looks && self.bury() && self.permits().take(holder);
+            match taken {
+                true if turn.slept && self.somebody_starves() => self.set_starving(false),
+                false if turn.starves => {
+                    starving.starves = true;
+                    self.set_starving(true);
+                }
+                _ => {}
+            }
             taken.then_some(())
         })
         .await
+    }
+
+    fn somebody_starves(&self) -> bool {
+        self.object.words().atomic_u64(STARVING).load(Ordering::Relaxed) != 0
+    }
+
+    fn set_starving(&self, starves: bool) {
+        self.object.words().atomic_u64(STARVING).store(u64::from(starves), Ordering::Relaxed);
     }
 
     /// Whether the dead had any.
@@ -206,6 +232,21 @@ impl Semaphore {
     fn call_one(&self) {
         if bells::anyone(self.object.words()) {
             self.object.call_one();
+        }
+    }
+}
+
+/// Has those who come sleep first. It is no more than a hint: of one that dies, those who come take it back after
+/// a tick.
+struct Starving<'a> {
+    semaphore: &'a Semaphore,
+    starves: bool,
+}
+
+impl Drop for Starving<'_> {
+    fn drop(&mut self) {
+        if self.starves {
+            self.semaphore.set_starving(false);
         }
     }
 }

@@ -59,7 +59,8 @@ pub(crate) async fn sleep<T>(object: &Object, mut attempt: impl FnMut(Turn) -> O
 pub(crate) async fn within<T>(time: Duration, wait: impl Future<Output = Result<T>>) -> Result<Option<T>> {
     let mut wait = pin!(wait);
     if time.is_zero() {
-        return match poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx))).await {
+        // Whatever of its turn the task has had already.
+        return match coop::unconstrained(poll_fn(|cx| Poll::Ready(wait.as_mut().poll(cx)))).await {
             Poll::Ready(done) => done.map(Some),
             Poll::Pending => Ok(None),
         };
@@ -101,19 +102,14 @@ impl Waiting<'_> {
         let turn =
             Turn { announced: true, slept: sleeper.slept, starves: sleeper.since.elapsed() >= STARVES };
         let Some(done) = attempt(turn) else { return Poll::Pending };
-        self.end(true);
         Poll::Ready(Ok(done))
-    }
-
-    fn end(&mut self, satisfied: bool) {
-        if let Some(sleeper) = self.sleeper.take() {
-            Exchange::get().leave(self.object, sleeper.number, satisfied);
-        }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        self.end(false);
+        if let Some(sleeper) = &self.sleeper {
+            Exchange::get().leave(self.object, sleeper.number);
+        }
     }
 }

@@ -47,7 +47,8 @@ pub(crate) fn call(words: &impl Words, from: usize) -> Option<Cell> {
         loop {
             let bits = words.load(SLEEPERS + 8 * line, Ordering::Relaxed) & wanted;
             let cell = Cell(line * BITS + bits.trailing_zeros() as usize);
-            if bits == 0 {
+            // Beyond the last cell there are bits only if somebody has scribbled.
+            if bits == 0 || cell.0 >= words.cells() {
                 return None;
             }
             // Another may have been faster.

@@ -33,7 +33,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Cell, STATE, Words};
+use super::{CELLS, Cell, STATE, Words};
 
 const CENTRAL: usize = STATE;
 
@@ -97,7 +97,9 @@ impl Standing {
     /// The central word.
     fn word(self, number: u64) -> u64 {
         let Self { value, state, cell, change } = self;
-        debug_assert!(value <= LIMIT && state < 8 && cell.0 < 256);
+        // More there are only if somebody has scribbled.
+        let value = value.min(LIMIT);
+        debug_assert!(state < 8 && cell.0 < 256);
         u64::from(value)
             | u64::from(state) << STATE_SHIFT
             | (cell.0 as u64) << CELL_SHIFT
@@ -106,7 +108,10 @@ impl Standing {
     }
 
     fn of(word: u64) -> Self {
+        let cell = Cell((word >> CELL_SHIFT & bits(8)) as usize);
         let change = match word >> CHANGE_SHIFT & bits(3) {
+            // Of no cell that there is: somebody has scribbled.
+            _ if cell.0 >= CELLS => Change::Stays,
             0 => Change::Stays,
             1 => Change::Up,
             2 => Change::Down,
@@ -116,7 +121,7 @@ impl Standing {
         Self {
             value: (word & bits(VALUE_BITS)) as u32,
             state: (word >> STATE_SHIFT & bits(3)) as u8,
-            cell: Cell((word >> CELL_SHIFT & bits(8)) as usize),
+            cell: if cell.0 < CELLS { cell } else { Cell(0) },
             change,
         }
     }

@@ -81,7 +81,7 @@ impl Line {
         update(words, cell, |count| {
             // What a dead process has left in the cell is forgotten: see `reap`.
             let count = if is_first { Count::default() } else { count };
-            Some(Count { waiting: count.waiting + 1, ..count })
+            Some(Count { waiting: count.waiting.saturating_add(1), ..count })
         });
         let place = self.next;
         self.next += 1;
