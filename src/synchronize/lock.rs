@@ -117,6 +117,12 @@ impl Lock {
     ///
     /// # Cancel safety
     /// As that of [`acquire`](Self::acquire).
+    ///
+    /// # Errors
+    /// As those of [`acquire`](Self::acquire).
+    ///
+    /// # Panics
+    /// As [`acquire`](Self::acquire) does.
     pub async fn acquire_owned(&self) -> Result<OwnedLockGuard> {
         let owner = Here.me();
         self.take(owner).await?;
@@ -138,6 +144,12 @@ impl Lock {
     ///
     /// # Cancel safety
     /// As that of [`acquire`](Self::acquire).
+    ///
+    /// # Errors
+    /// As those of [`acquire`](Self::acquire).
+    ///
+    /// # Panics
+    /// As [`acquire`](Self::acquire) does.
     pub async fn acquire_timeout(&self, time: Duration) -> Result<Option<LockGuard<'_>>> {
         within(time, self.acquire()).await
     }
@@ -147,6 +159,12 @@ impl Lock {
     ///
     /// # Cancel safety
     /// As that of [`acquire`](Self::acquire).
+    ///
+    /// # Errors
+    /// As those of [`acquire`](Self::acquire).
+    ///
+    /// # Panics
+    /// As [`acquire`](Self::acquire) does.
     pub async fn acquire_raw(&self) -> Result<()> {
         self.take(UNNAMED).await
     }

@@ -76,7 +76,8 @@ fn permits(object: &Object) -> Permits<'_, Shared> {
 /// # Ok(()) }
 /// ```
 ///
-/// Who comes may go before those who sleep; among those who sleep in a process, who came first is woken first.
+/// Who comes may go before those who sleep, unless one has slept for 10 ms; among those who sleep in a process,
+/// who came first is woken first.
 ///
 /// Clones are the same semaphore, and so is what arrives in a message. It costs a descriptor and 8 KiB of
 /// memory for all, and up to 250 processes can use it at a time. There may be up to 4,194,303 free permits.
@@ -127,6 +128,12 @@ impl Semaphore {
     ///
     /// # Cancel safety
     /// As that of [`acquire`](Self::acquire).
+    ///
+    /// # Errors
+    /// As those of [`acquire`](Self::acquire).
+    ///
+    /// # Panics
+    /// As [`acquire`](Self::acquire) does.
     pub async fn acquire_owned(&self) -> Result<OwnedSemaphoreGuard> {
         let cell = self.object.cell()?;
         self.take(Some(cell)).await?;
@@ -148,6 +155,12 @@ impl Semaphore {
     ///
     /// # Cancel safety
     /// As that of [`acquire`](Self::acquire).
+    ///
+    /// # Errors
+    /// As those of [`acquire`](Self::acquire).
+    ///
+    /// # Panics
+    /// As [`acquire`](Self::acquire) does.
     pub async fn acquire_timeout(&self, time: Duration) -> Result<Option<SemaphoreGuard<'_>>> {
         within(time, self.acquire()).await
     }
@@ -157,6 +170,12 @@ impl Semaphore {
     ///
     /// # Cancel safety
     /// As that of [`acquire`](Self::acquire).
+    ///
+    /// # Errors
+    /// As those of [`acquire`](Self::acquire).
+    ///
+    /// # Panics
+    /// As [`acquire`](Self::acquire) does.
     pub async fn acquire_raw(&self) -> Result<()> {
         self.take(None).await
     }
