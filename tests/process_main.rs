@@ -29,16 +29,7 @@ mod linux {
     use crate::support::process::{
         Call, Meeting, clean_methods, eventually, forever, methods, runs, runtime,
     };
-    use crate::support::watchdog;
-
-    const SCENARIO: &str = "PROCESS_MAIN_SCENARIO";
-
-    /// What a program does, and what must come of it.
-    struct Scenario {
-        name: &'static str,
-        run: fn(),
-        check: fn(&mut Command),
-    }
+    use crate::support::scenario::{self, SCENARIO, Scenario};
 
     const SCENARIOS: &[Scenario] = &[
         Scenario { name: "reports_are_complete", run: reports, check: reports_are_complete },
@@ -57,33 +48,7 @@ mod linux {
     ];
 
     pub(crate) fn main() {
-        let chosen = std::env::var(SCENARIO).ok();
-        if let Some(name) = chosen {
-            let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).unwrap();
-            return (scenario.run)();
-        }
-        // As far as test runners ask: a list, a filter.
-        let args: Vec<String> = std::env::args().skip(1).collect();
-        let has = |flag: &str| args.iter().any(|arg| arg == flag);
-        let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
-        for Scenario { name, check, .. } in SCENARIOS {
-            let fits = |filter: &&String| {
-                if has("--exact") { *filter == name } else { name.contains(filter.as_str()) }
-            };
-            if has("--ignored") || !filters.is_empty() && !filters.iter().any(fits) {
-                continue;
-            }
-            if has("--list") {
-                println!("{name}: test");
-                continue;
-            }
-            let mut program = Command::new(std::env::current_exe().unwrap());
-            program.env(SCENARIO, name).env("RUST_BACKTRACE", "0");
-            program.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let _watchdog = watchdog(120);
-            check(&mut program);
-            println!("test {name} ... ok");
-        }
+        scenario::main(SCENARIOS, Stdio::null);
     }
 
     fn run(program: &mut Command) -> Output {

@@ -31,16 +31,8 @@ mod linux {
     use tokio_multiprocess as mp;
 
     use crate::support::process::{clean_methods, eventually, forever, runs, runtime};
-    use crate::support::{Random, kill_9, watchdog};
-
-    const SCENARIO: &str = "RESOURCE_TRACKER_SCENARIO";
-
-    /// What a program does, and what must come of it.
-    struct Scenario {
-        name: &'static str,
-        run: fn(),
-        check: fn(&mut Command),
-    }
+    use crate::support::scenario::{self, Scenario};
+    use crate::support::{Random, kill_9};
 
     const SCENARIOS: &[Scenario] = &[
         Scenario { name: "what_is_unlinked_is_no_leak", run: tidy, check: is_silent },
@@ -72,33 +64,7 @@ mod linux {
     ];
 
     pub(crate) fn main() {
-        let chosen = std::env::var(SCENARIO).ok();
-        if let Some(name) = chosen {
-            let scenario = SCENARIOS.iter().find(|scenario| scenario.name == name).unwrap();
-            return (scenario.run)();
-        }
-        // As far as test runners ask: a list, a filter.
-        let args: Vec<String> = std::env::args().skip(1).collect();
-        let has = |flag: &str| args.iter().any(|arg| arg == flag);
-        let filters: Vec<&String> = args.iter().filter(|arg| !arg.starts_with('-')).collect();
-        for Scenario { name, check, .. } in SCENARIOS {
-            let fits = |filter: &&String| {
-                if has("--exact") { *filter == name } else { name.contains(filter.as_str()) }
-            };
-            if has("--ignored") || !filters.is_empty() && !filters.iter().any(fits) {
-                continue;
-            }
-            if has("--list") {
-                println!("{name}: test");
-                continue;
-            }
-            let mut program = Command::new(std::env::current_exe().unwrap());
-            program.env(SCENARIO, name).env("RUST_BACKTRACE", "0");
-            program.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-            let _watchdog = watchdog(120);
-            check(&mut program);
-            println!("test {name} ... ok");
-        }
+        scenario::main(SCENARIOS, Stdio::piped);
     }
 
     // What programs do, and how they talk to their checks.

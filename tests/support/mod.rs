@@ -7,6 +7,7 @@
 pub(crate) mod connection;
 pub(crate) mod process;
 pub(crate) mod python;
+pub(crate) mod scenario;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fmt;
