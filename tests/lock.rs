@@ -13,8 +13,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use support::process::{Call, Meeting};
 use support::{
-    LeakCheck, Random, alone, current_thread, eventually, guard, kill_9, methods, multi_thread, run,
-    run_each, watchdog,
+    Random, current_thread, eventually, guard, guard_with, kill_9, methods, multi_thread, run, run_each,
 };
 use tokio_multiprocess as mp;
 use tokio_multiprocess::Lock;
@@ -143,11 +142,7 @@ static STATIC: LazyLock<Lock> = LazyLock::new(|| Lock::new().unwrap());
 
 #[test]
 fn a_static_is_the_same_in_a_forked_child() {
-    let _alone = alone();
-    let _watchdog = watchdog(WATCHDOG);
-    // It stays: no leak, but neither may it appear while another test looks for some.
-    LazyLock::force(&STATIC);
-    let _leaks = LeakCheck::new();
+    let _guard = guard_with(WATCHDOG, &STATIC);
     let [.., fork] = &methods()[..] else { unreachable!() };
     multi_thread().block_on(async {
         let held = STATIC.acquire().await.unwrap();

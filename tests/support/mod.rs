@@ -16,7 +16,7 @@ use std::future::Future;
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{self, RecvTimeoutError, Sender};
-use std::sync::{Mutex, MutexGuard, Once, PoisonError};
+use std::sync::{LazyLock, Mutex, MutexGuard, Once, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -254,6 +254,15 @@ pub(crate) struct Guard {
 pub(crate) fn guard(seconds: u64) -> Guard {
     let alone = alone();
     let watchdog = watchdog(seconds);
+    Guard { _leaks: LeakCheck::new(), _watchdog: watchdog, _alone: alone }
+}
+
+/// [`guard`] for a test of a static. It stays: no leak, but neither may it be made while another test looks for
+/// some.
+pub(crate) fn guard_with<T>(seconds: u64, made: &LazyLock<T>) -> Guard {
+    let alone = alone();
+    let watchdog = watchdog(seconds);
+    LazyLock::force(made);
     Guard { _leaks: LeakCheck::new(), _watchdog: watchdog, _alone: alone }
 }
 
