@@ -23,7 +23,7 @@ use crate::context::Context as StartContext;
 use crate::error::{Error, Result, StartError, TaskError};
 use crate::process::{ExitStatus, GROUPER, LOOKER, Process};
 use crate::reduction::Descriptor;
-use crate::ring::frames;
+use crate::ring::single::frames;
 use crate::sys::cgroup::Parent;
 use crate::sys::process::Exit;
 use crate::sys::reactor::Registered;

@@ -15,7 +15,7 @@ use crate::error::{RemotePanic, TaskError};
 use crate::function::{TaskCode, TaskFailure, finish};
 use crate::process::catch;
 use crate::reduction::{Attachments, Incoming, Peer, encode};
-use crate::ring::frames;
+use crate::ring::single::frames;
 use crate::sys::AsFd;
 use crate::sys::cgroup;
 use crate::sys::fd;

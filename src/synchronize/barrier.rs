@@ -36,6 +36,7 @@ pub(super) static KIND: Kind = Kind {
             call_all(object);
         }
     },
+    claimed: |_, _| {},
     holds: |words, cell| Rounds::of(words, 0).held(cell) > 0,
 };
 

@@ -22,6 +22,7 @@ static KIND: Kind = Kind {
     ready,
     passes_on: false,
     reap: |object, cell| tickets::take_out(object.words(), cell, |cell| object.call_at(cell)),
+    claimed: |_, _| {},
     holds: |_, _| false,
 };
 

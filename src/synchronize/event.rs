@@ -17,6 +17,7 @@ static KIND: Kind = Kind {
     ready: |object, _| if has_been_set(object) { usize::MAX } else { 0 },
     passes_on: false,
     reap: |_, _| {},
+    claimed: |_, _| {},
     holds: |_, _| false,
 };
 

@@ -18,8 +18,15 @@ use crate::sys::memory::Shared;
 /// sections are shorter.
 const LOOKS: u32 = 7;
 
-pub(super) static KIND: Kind =
-    Kind { code: 1, name: "lock", ready, passes_on: true, reap: |_, _| {}, holds: |_, _| false };
+pub(super) static KIND: Kind = Kind {
+    code: 1,
+    name: "lock",
+    ready,
+    passes_on: true,
+    reap: |_, _| {},
+    claimed: |_, _| {},
+    holds: |_, _| false,
+};
 
 /// A lock between processes. Python's `Lock`.
 ///

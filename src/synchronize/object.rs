@@ -54,6 +54,8 @@ pub(crate) struct Kind {
     pub(crate) passes_on: bool,
     /// Takes all that belongs to the dead process of a cell out of it.
     pub(crate) reap: fn(&Object, Cell),
+    /// Makes a cell this process's that somebody else had before, and that nobody here uses yet.
+    pub(crate) claimed: fn(&Shared, Cell),
     /// Whether something in a cell still belongs to its process, such as what a guard holds that was
     /// forgotten: its cell is then kept until the process ends.
     pub(crate) holds: fn(&Shared, Cell) -> bool,
@@ -68,7 +70,8 @@ pub(crate) struct Object(Arc<Inner>);
 pub(crate) type Place = (u64, usize);
 
 struct Inner {
-    _kept: Kept,
+    /// Not so if it is a part of what is kept itself.
+    _kept: Option<Kept>,
     /// For messages, and for copies of this process.
     fd: Arc<Fd>,
     memory: Shared,
@@ -93,6 +96,13 @@ impl Object {
         let fd = memory::memfd("tokio-multiprocess-object", len)?;
         memory::seal_fixed_size(fd.as_fd())?;
         let memory = Shared::map(fd.as_fd())?;
+        Self::lay(&memory, kind, configuration)?;
+        // Nothing else can be the same.
+        Ok(Exchange::get().known(Self::adopt(fd, memory, kind), |_| false))
+    }
+
+    /// Makes the beginning of a memory, of zeros so far, a new object.
+    pub(crate) fn lay(memory: &Shared, kind: &'static Kind, configuration: u64) -> Result<()> {
         let key = getrandom::u64().map_err(|error| io::Error::other(error.to_string()))?;
         for (at, value) in [
             (0, MAGIC | u64::from(kind.code)),
@@ -102,13 +112,28 @@ impl Object {
         ] {
             memory.atomic_u64(at).store(value, Ordering::Relaxed);
         }
-        // Nothing else can be the same.
-        Ok(Exchange::get().known(Self::adopt(fd, memory, kind), |_| false))
+        Ok(())
+    }
+
+    /// The object that begins where `memory` does, a part of something that lies in `fd`: who has that sees
+    /// to it that it has each part once, and that copies of this process keep the descriptor.
+    pub(crate) fn part(fd: &Arc<Fd>, memory: Shared, kind: &'static Kind) -> Result<Self> {
+        Self::check(&memory, kind)?;
+        Ok(Self::of(None, fd.clone(), memory, kind))
     }
 
     /// What has arrived in a message, from whomever.
     fn open(fd: Fd, kind: &'static Kind) -> Result<Self> {
         let memory = Shared::map(fd.as_fd())?;
+        Self::check(&memory, kind)?;
+        let identity = sys::fd::identity(fd.as_fd())?;
+        let arrived = Self::adopt(fd, memory, kind);
+        Ok(Exchange::get().known(arrived, |there| {
+            sys::fd::identity(there.0.fd.as_fd()).is_ok_and(|there| there == identity)
+        }))
+    }
+
+    fn check(memory: &Shared, kind: &'static Kind) -> Result<()> {
         if memory.len() < SIZE || memory.atomic_u64(0).load(Ordering::Relaxed) != MAGIC | u64::from(kind.code)
         {
             return Err(Error::Malformed("it is another object than expected"));
@@ -119,17 +144,16 @@ impl Object {
                 kind.name
             )));
         }
-        let identity = sys::fd::identity(fd.as_fd())?;
-        let arrived = Self::adopt(fd, memory, kind);
-        Ok(Exchange::get().known(arrived, |there| {
-            sys::fd::identity(there.0.fd.as_fd()).is_ok_and(|there| there == identity)
-        }))
+        Ok(())
     }
 
     fn adopt(fd: Fd, memory: Shared, kind: &'static Kind) -> Self {
-        let key = memory.atomic_u64(KEY).load(Ordering::Relaxed);
         let fd = Arc::new(fd);
-        let kept = Kept::new(fd.as_fd());
+        Self::of(Some(Kept::new(fd.as_fd())), fd, memory, kind)
+    }
+
+    fn of(kept: Option<Kept>, fd: Arc<Fd>, memory: Shared, kind: &'static Kind) -> Self {
+        let key = memory.atomic_u64(KEY).load(Ordering::Relaxed);
         let (cell, next) = (AtomicU64::new(0), AtomicUsize::new(0));
         Self(Arc::new(Inner { _kept: kept, fd, memory, kind, key, cell, next }))
     }
@@ -181,6 +205,7 @@ impl Object {
                 self.kind().name
             )));
         };
+        (self.kind().claimed)(self.words(), cell);
         let before = self.0.cell.load(Ordering::Acquire);
         let own = process_token() << CELL_BITS | (cell.0 as u64 + 1);
         let taken = match self.own_cell() {

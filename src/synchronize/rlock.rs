@@ -24,6 +24,7 @@ static KIND: Kind = Kind {
     ready,
     passes_on: true,
     reap: |_, _| {},
+    claimed: |_, _| {},
     holds: |_, _| false,
 };
 

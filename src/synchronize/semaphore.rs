@@ -34,6 +34,7 @@ pub(super) static KIND: Kind = Kind {
             object.call_one();
         }
     },
+    claimed: |_, _| {},
     holds: |words, cell| Permits::of(words, 0).held(cell) > 0,
 };
 

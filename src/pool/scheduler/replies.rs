@@ -3,7 +3,8 @@
 use super::worker::{State, after};
 use super::{Delivered, Delivery, Lane, Phase, Run, Scheduler, Ticket, WorkerId};
 use crate::pool::wire::{Kind, Reply};
-use crate::ring::{Corrupt, frames};
+use crate::ring::Corrupt;
+use crate::ring::single::frames;
 
 impl<J: Ticket, L: Lane<J>> Scheduler<J, L> {
     /// The process of a worker runs: from now on it can be killed.

@@ -16,7 +16,8 @@ use crate::error::Ran;
 use crate::function::FnId;
 use crate::pool::wire::{Body, Kind, Reply, Tag};
 use crate::process::ExitStatus;
-use crate::ring::{Corrupt, frames};
+use crate::ring::Corrupt;
+use crate::ring::single::frames;
 use crate::sys::process::Exit;
 
 #[derive(Clone, Debug)]

@@ -6,6 +6,7 @@ use std::num::NonZeroUsize;
 use std::ops::Deref;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use nix::errno::Errno;
@@ -169,7 +170,11 @@ unsafe impl Sync for Mapping {}
 impl Mapping {
     /// The file must not shrink while the mapping lives, or access becomes a SIGBUS.
     pub(super) fn new(fd: BorrowedFd, protection: ProtFlags) -> io::Result<Self> {
-        let len = len(fd)?;
+        Self::first(fd, len(fd)?, protection)
+    }
+
+    /// As [`new`](Self::new), the first `len` bytes, which it has to have.
+    fn first(fd: BorrowedFd, len: usize, protection: ProtFlags) -> io::Result<Self> {
         let start = match NonZeroUsize::new(len) {
             None => NonNull::dangling(),
             Some(size) => {
@@ -195,7 +200,16 @@ impl Drop for Mapping {
 /// No reference to its plain bytes ever exists: they are copied in and out, and the words that
 /// synchronise are atomics.
 #[derive(Debug)]
-pub(crate) struct Shared(Mapping);
+pub(crate) struct Shared {
+    start: NonNull<u8>,
+    len: usize,
+    _mapping: Arc<Mapping>,
+}
+
+// SAFETY: a range of addresses, which belongs to no thread; access is copies and atomics.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
 
 impl Shared {
     /// Maps a memfd for reading and writing.
@@ -204,16 +218,33 @@ impl Shared {
     /// `InvalidInput` if it could still shrink, which would be fatal to who touches it then;
     /// `EPERM` if it is frozen.
     pub(crate) fn map(fd: BorrowedFd) -> io::Result<Self> {
-        if !has_seals(fd, SealFlag::F_SEAL_SHRINK) {
+        Self::map_first(fd, len(fd)?)
+    }
+
+    /// As [`map`](Self::map), its first `first` bytes alone.
+    ///
+    /// # Errors
+    /// Also `InvalidInput` if it has fewer.
+    pub(crate) fn map_first(fd: BorrowedFd, first: usize) -> io::Result<Self> {
+        if !has_seals(fd, SealFlag::F_SEAL_SHRINK) || len(fd)? < first {
             return Err(io::ErrorKind::InvalidInput.into());
         }
-        let mapping = Mapping::new(fd, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
-        Ok(Shared(mapping))
+        let mapping = Mapping::first(fd, first, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+        Ok(Shared { start: mapping.start, len: mapping.len, _mapping: Arc::new(mapping) })
+    }
+
+    /// The same memory from `offset` on.
+    ///
+    /// # Panics
+    /// If it ends before that.
+    pub(crate) fn from(&self, offset: usize) -> Self {
+        let start = self.range(offset, 0);
+        Self { start, len: self.len - offset, _mapping: self._mapping.clone() }
     }
 
     /// How long it is, in bytes.
     pub(crate) fn len(&self) -> usize {
-        self.0.len
+        self.len
     }
 
     /// Appends a copy of `len` bytes to `into`. Bytes that somebody is just writing may come mixed of
@@ -252,10 +283,10 @@ impl Shared {
     }
 
     fn range(&self, offset: usize, len: usize) -> NonNull<u8> {
-        let fits = offset.checked_add(len).is_some_and(|end| end <= self.0.len);
-        assert!(fits, "{len} bytes at {offset} are not within {}", self.0.len);
+        let fits = offset.checked_add(len).is_some_and(|end| end <= self.len);
+        assert!(fits, "{len} bytes at {offset} are not within {}", self.len);
         // SAFETY: within the mapping, as just checked.
-        unsafe { self.0.start.add(offset) }
+        unsafe { self.start.add(offset) }
     }
 }
 

@@ -39,6 +39,12 @@ impl Shared {
     pub(crate) fn map(_: BorrowedFd<'_>) -> io::Result<Self> {
         unsupported()
     }
+    pub(crate) fn map_first(_: BorrowedFd<'_>, _: usize) -> io::Result<Self> {
+        unsupported()
+    }
+    pub(crate) fn from(&self, _: usize) -> Self {
+        Self(AtomicU64::new(0))
+    }
     pub(crate) fn len(&self) -> usize {
         0
     }
