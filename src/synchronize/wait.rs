@@ -2,14 +2,14 @@
 
 use std::future::poll_fn;
 use std::pin::pin;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use tokio::task::coop;
 
 use super::exchange::Exchange;
 use super::object::Object;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::reactor;
 
 /// After how long a sleeper goes before those who come.
@@ -35,11 +35,8 @@ pub(crate) struct Turn {
 /// # Panics
 /// If it has to sleep outside of a runtime, or on one without I/O.
 pub(crate) async fn wait<T>(object: &Object, mut attempt: impl FnMut(Turn) -> Option<T>) -> Result<T> {
-    proceed().await;
-    match attempt(Turn::default()) {
-        Some(done) => Ok(done),
-        None => sleep(object, attempt).await,
-    }
+    let mut sleeper = Sleeper::default();
+    poll_fn(|cx| sleeper.poll(object, cx, &mut attempt)).await
 }
 
 /// Of a task that always succeeds at once, others of its thread have their turn too.
@@ -50,13 +47,16 @@ pub(crate) async fn proceed() {
 
 /// [`wait`], after a first attempt that was in vain.
 pub(crate) async fn sleep<T>(object: &Object, mut attempt: impl FnMut(Turn) -> Option<T>) -> Result<T> {
-    let mut waiting = Waiting { object, sleeper: None };
-    poll_fn(|cx| waiting.poll(cx, &mut attempt)).await
+    let mut sleeper = Sleeper::default();
+    poll_fn(|cx| sleeper.poll_asleep(object, cx, &mut attempt)).await
 }
 
 /// [`wait`] and what else can be waited for, for a limited time by the kernel's clock: `None` when it is over.
 /// Without any time, it is tried once.
-pub(crate) async fn within<T>(time: Duration, wait: impl Future<Output = Result<T>>) -> Result<Option<T>> {
+pub(crate) async fn within<T, E: From<Error>>(
+    time: Duration,
+    wait: impl Future<Output = Result<T, E>>,
+) -> Result<Option<T>, E> {
     let mut wait = pin!(wait);
     if time.is_zero() {
         // Whatever of its turn the task has had already.
@@ -68,48 +68,179 @@ pub(crate) async fn within<T>(time: Duration, wait: impl Future<Output = Result<
     tokio::select! {
         biased;
         done = wait => done.map(Some),
-        over = reactor::sleep(time) => Ok(over.map(|()| None)?),
+        over = reactor::sleep(time) => over.map(|()| None).map_err(|error| Error::from(error).into()),
     }
 }
 
-struct Waiting<'a> {
-    object: &'a Object,
-    sleeper: Option<Asleep>,
-}
+/// [`wait`] for those who poll it by hand: one who sleeps, from an attempt that was in vain until one that
+/// succeeds, or until it is dropped. It may do so again and again, each time for whatever object.
+#[derive(Debug, Default)]
+pub(crate) struct Sleeper(Option<Asleep>);
 
+#[derive(Debug)]
 struct Asleep {
+    object: Object,
     number: u64,
     since: Instant,
     slept: bool,
 }
 
-impl Waiting<'_> {
-    fn poll<T>(
+impl Sleeper {
+    /// One step of [`wait`]. While it is pending, the task is woken when there is something to be had.
+    pub(crate) fn poll<T>(
         &mut self,
+        object: &Object,
         cx: &mut Context<'_>,
-        attempt: &mut impl FnMut(Turn) -> Option<T>,
+        mut attempt: impl FnMut(Turn) -> Option<T>,
     ) -> Poll<Result<T>> {
-        let sleeper = match &mut self.sleeper {
-            None => {
-                let number = Exchange::get().enter(self.object, cx.waker())?;
-                self.sleeper.insert(Asleep { number, since: Instant::now(), slept: false })
+        let coop = ready!(coop::poll_proceed(cx));
+        let at_once = if self.0.is_none() { attempt(Turn::default()) } else { None };
+        let done = match at_once {
+            Some(done) => Ok(done),
+            None => ready!(self.poll_asleep(object, cx, attempt)),
+        };
+        coop.made_progress();
+        Poll::Ready(done)
+    }
+
+    /// [`poll`](Self::poll), if a first attempt was in vain already.
+    pub(crate) fn poll_asleep<T>(
+        &mut self,
+        object: &Object,
+        cx: &mut Context<'_>,
+        attempt: impl FnOnce(Turn) -> Option<T>,
+    ) -> Poll<Result<T>> {
+        let done = match self.turn(object, cx) {
+            Ok(turn) => Ok(ready!(attempt(turn).map_or(Poll::Pending, Poll::Ready))),
+            Err(error) => Err(error),
+        };
+        self.0 = None;
+        Poll::Ready(done)
+    }
+
+    /// Says that it sleeps, for this object and no other; then it has to look again.
+    fn turn(&mut self, object: &Object, cx: &mut Context<'_>) -> Result<Turn> {
+        self.0.take_if(|asleep| asleep.object.place() != object.place());
+        let asleep = match &mut self.0 {
+            Some(asleep) => {
+                asleep.slept |= Exchange::get().stir(object, asleep.number, cx.waker())?;
+                asleep
             }
-            Some(sleeper) => {
-                sleeper.slept |= Exchange::get().stir(self.object, sleeper.number, cx.waker())?;
-                sleeper
+            none => {
+                let number = Exchange::get().enter(object, cx.waker())?;
+                none.insert(Asleep { object: object.clone(), number, since: Instant::now(), slept: false })
             }
         };
-        let turn =
-            Turn { announced: true, slept: sleeper.slept, starves: sleeper.since.elapsed() >= STARVES };
-        let Some(done) = attempt(turn) else { return Poll::Pending };
-        Poll::Ready(Ok(done))
+        let starves = asleep.since.elapsed() >= STARVES;
+        Ok(Turn { announced: true, slept: asleep.slept, starves })
     }
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for Asleep {
     fn drop(&mut self) {
-        if let Some(sleeper) = &self.sleeper {
-            Exchange::get().leave(self.object, sleeper.number);
+        Exchange::get().leave(&self.object, self.number);
+    }
+}
+
+#[cfg(all(test, multiprocess))]
+mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::task::{Wake, Waker};
+
+    use super::super::object::Kind;
+    use super::super::protocol::STATE;
+    use super::*;
+
+    /// Something of which there are some, for whoever comes.
+    static HEAP: Kind = Kind {
+        code: 255,
+        name: "heap",
+        ready: |heap, _| heap.words().atomic_u64(STATE).load(Ordering::SeqCst) as usize,
+        passes_on: true,
+        reap: |_, _| {},
+        holds: |_, _| false,
+    };
+
+    fn heap() -> Object {
+        Object::create(&HEAP, 0, 0).unwrap()
+    }
+
+    fn add(heap: &Object) {
+        heap.words().atomic_u64(STATE).fetch_add(1, Ordering::SeqCst);
+        heap.call_one();
+    }
+
+    fn take(heap: &Object) -> Option<()> {
+        let word = heap.words().atomic_u64(STATE);
+        word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).ok().map(drop)
+    }
+
+    #[derive(Default)]
+    struct Task(AtomicUsize);
+
+    impl Wake for Task {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
         }
+    }
+
+    /// One who polls by hand, and how often it was woken.
+    #[derive(Default)]
+    struct Taker {
+        sleeper: Sleeper,
+        task: Arc<Task>,
+    }
+
+    impl Taker {
+        fn poll(&mut self, heap: &Object) -> Poll<()> {
+            let waker = Waker::from(self.task.clone());
+            self.sleeper.poll(heap, &mut Context::from_waker(&waker), |_| take(heap)).map(Result::unwrap)
+        }
+
+        fn woken(&self) -> usize {
+            self.task.0.load(Ordering::SeqCst)
+        }
+    }
+
+    fn in_runtime(test: impl FnOnce()) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        test();
+    }
+
+    #[test]
+    fn who_polls_by_hand_sleeps_again_and_again() {
+        in_runtime(|| {
+            let (heap, mut taker) = (heap(), Taker::default());
+            for round in 0..3 {
+                assert!(taker.poll(&heap).is_pending() && taker.poll(&heap).is_pending());
+                add(&heap);
+                add(&heap);
+                assert_eq!((taker.woken(), taker.poll(&heap)), (round + 1, Poll::Ready(())));
+                // It sleeps no more, and does not have to.
+                assert_eq!(taker.poll(&heap), Poll::Ready(()));
+            }
+        });
+    }
+
+    #[test]
+    fn who_is_woken_and_goes_leaves_it_to_the_next() {
+        in_runtime(|| {
+            let [heap, other] = [heap(), heap()];
+            let [mut first, mut second, mut third] = [(); 3].map(|()| Taker::default());
+            for taker in [&mut first, &mut second, &mut third] {
+                assert!(taker.poll(&heap).is_pending());
+            }
+            add(&heap);
+            assert_eq!([&first, &second, &third].map(Taker::woken), [1, 0, 0]);
+            drop(first);
+            assert_eq!([&second, &third].map(Taker::woken), [1, 0]);
+            // It goes to sleep for something else.
+            assert!(second.poll(&other).is_pending());
+            assert_eq!((third.woken(), third.poll(&heap)), (1, Poll::Ready(())));
+            add(&other);
+            assert_eq!((second.woken(), second.poll(&other)), (2, Poll::Ready(())));
+        });
     }
 }
