@@ -159,6 +159,7 @@ mod tests {
         ready: |heap, _| heap.words().atomic_u64(STATE).load(Ordering::SeqCst) as usize,
         passes_on: true,
         reap: |_, _| {},
+        claimed: |_, _| {},
         holds: |_, _| false,
     };
 
