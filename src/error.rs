@@ -96,6 +96,18 @@ pub enum Error {
     /// The barrier was broken: by a process that died, a wait that timed out, or `abort`.
     #[error("the barrier is broken")]
     BrokenBarrier,
+    /// A queue has no slot free, or had none within the time allowed.
+    #[error("the queue is full")]
+    Full,
+    /// A queue has no item, or had none within the time allowed.
+    #[error("the queue is empty")]
+    Empty,
+    /// A queue was shut down, by whichever process.
+    #[error("the queue was shut down")]
+    ShutDown,
+    /// More items were acknowledged than were got.
+    #[error("task_done was called more often than items were got")]
+    TooManyTaskDone,
     /// SIGINT arrived during [`block_on`](crate::block_on).
     #[error("interrupted by SIGINT")]
     Interrupted,
@@ -163,6 +175,16 @@ impl Error {
     /// The peer could not be authenticated.
     pub fn is_authentication(&self) -> bool {
         matches!(self, Self::Authentication(_))
+    }
+
+    /// A queue has no slot free.
+    pub fn is_full(&self) -> bool {
+        matches!(self, Self::Full)
+    }
+
+    /// A queue has no item.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Empty)
     }
 
     /// The barrier is broken.

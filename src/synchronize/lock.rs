@@ -193,7 +193,7 @@ impl Lock {
     }
 
     /// What another kind of lock is made of.
-    pub(super) fn of(object: Object) -> Self {
+    pub(crate) fn of(object: Object) -> Self {
         Self { object }
     }
 
@@ -206,7 +206,7 @@ impl Lock {
         owner::holder(self.object.words()).is_some_and(|owner| owner == Here.me() || owner == UNNAMED)
     }
 
-    pub(super) async fn take(&self, taker: Identity) -> Result<()> {
+    pub(crate) async fn take(&self, taker: Identity) -> Result<()> {
         proceed().await;
         if self.spin(taker) {
             return Ok(());
@@ -222,8 +222,9 @@ impl Lock {
         .await
     }
 
+    /// Takes it, if it is free or soon will be. That its owner is dead nobody looks here.
     #[inline]
-    fn spin(&self, taker: Identity) -> bool {
+    pub(crate) fn spin(&self, taker: Identity) -> bool {
         let words = self.object.words();
         (0..LOOKS).any(|look| {
             let taken = owner::try_take(words, &Here, taker, Attempt::default());
@@ -234,7 +235,7 @@ impl Lock {
         })
     }
 
-    pub(super) fn try_take(&self, taker: Identity) -> bool {
+    pub(crate) fn try_take(&self, taker: Identity) -> bool {
         let words = self.object.words();
         if owner::try_take(words, &Here, taker, Attempt::default()) {
             return true;
@@ -249,7 +250,7 @@ impl Lock {
     }
 
     /// Whether it was this owner's.
-    pub(super) fn give_back(&self, owner: Identity) -> bool {
+    pub(crate) fn give_back(&self, owner: Identity) -> bool {
         let given = owner::give_back(self.object.words(), owner);
         if given == Some(true) {
             self.object.call_one();

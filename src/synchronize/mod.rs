@@ -5,13 +5,13 @@ mod condition;
 mod event;
 mod exchange;
 mod lock;
-mod object;
-mod protocol;
+pub(crate) mod object;
+pub(crate) mod protocol;
 mod rlock;
 mod semaphore;
 #[cfg(all(test, multiprocess))]
 mod tests;
-mod wait;
+pub(crate) mod wait;
 
 pub use barrier::{Barrier, BarrierBuilder};
 pub use condition::{Condition, ConditionGuard, ConditionLock};

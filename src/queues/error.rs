@@ -1,0 +1,133 @@
+//! What putting into and getting out of queues can fail by.
+
+use std::fmt;
+
+use crate::error::Error;
+use crate::reduction::CodecError;
+
+/// An item that was not put, and why. It is as it was, with all its handles.
+pub struct PutError<T> {
+    /// The item.
+    pub item: T,
+    /// Why it was not put.
+    pub kind: PutErrorKind,
+}
+
+/// Why an item was not put.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PutErrorKind {
+    /// There is no slot free, or there was none within the time allowed.
+    #[error("the queue is full")]
+    Full,
+    /// This process has closed its handle.
+    #[error("the queue is closed")]
+    Closed,
+    /// The queue was shut down, by whichever process.
+    #[error("the queue was shut down")]
+    ShutDown,
+    /// The item cannot be written for another process: its `Serialize` failed, or it holds what cannot travel.
+    #[error("cannot encode: {0}")]
+    Encode(#[source] CodecError),
+    /// The operating system has no memory or descriptors left, or somebody has written what cannot be into the
+    /// queue's memory.
+    #[error(transparent)]
+    Failed(Error),
+}
+
+/// Why nothing was got.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum GetError {
+    /// There is no item, or there was none within the time allowed.
+    #[error("the queue is empty")]
+    Empty,
+    /// This process has closed its handle.
+    #[error("the queue is closed")]
+    Closed,
+    /// The queue was shut down, and all that was put was got.
+    #[error("the queue was shut down")]
+    ShutDown,
+    /// The item is none of this type, or its `Deserialize` failed. It is gone; the next one can be got.
+    #[error("cannot decode: {0}")]
+    Decode(#[source] CodecError),
+    /// The operating system has no memory or descriptors left; the item is still there, for whoever gets it when
+    /// there are some. Or somebody has written what cannot be into the queue's memory.
+    #[error(transparent)]
+    Failed(Error),
+}
+
+impl<T> PutError<T> {
+    /// There is no slot free.
+    pub fn is_full(&self) -> bool {
+        matches!(self.kind, PutErrorKind::Full)
+    }
+}
+
+impl GetError {
+    /// There is no item.
+    pub fn is_empty(&self) -> bool {
+        matches!(self, Self::Empty)
+    }
+}
+
+/// Also of items that have none themselves.
+impl<T> fmt::Debug for PutError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PutError").field("kind", &self.kind).finish_non_exhaustive()
+    }
+}
+
+impl<T> fmt::Display for PutError<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)
+    }
+}
+
+impl<T> std::error::Error for PutError<T> {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        std::error::Error::source(&self.kind)
+    }
+}
+
+impl<T> From<PutError<T>> for Error {
+    fn from(error: PutError<T>) -> Self {
+        error.kind.into()
+    }
+}
+
+impl From<PutErrorKind> for Error {
+    fn from(kind: PutErrorKind) -> Self {
+        match kind {
+            PutErrorKind::Full => Self::Full,
+            PutErrorKind::Closed => Self::Closed("the queue"),
+            PutErrorKind::ShutDown => Self::ShutDown,
+            PutErrorKind::Encode(error) => Self::Encode(error),
+            PutErrorKind::Failed(error) => error,
+        }
+    }
+}
+
+impl From<GetError> for Error {
+    fn from(error: GetError) -> Self {
+        match error {
+            GetError::Empty => Self::Empty,
+            GetError::Closed => Self::Closed("the queue"),
+            GetError::ShutDown => Self::ShutDown,
+            GetError::Decode(error) => Self::Decode(error),
+            GetError::Failed(error) => error,
+        }
+    }
+}
+
+impl From<Error> for PutErrorKind {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
+
+impl From<Error> for GetError {
+    fn from(error: Error) -> Self {
+        Self::Failed(error)
+    }
+}
