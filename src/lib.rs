@@ -122,6 +122,7 @@ mod pool;
 mod process;
 #[cfg(feature = "python")]
 pub mod python;
+mod queues;
 mod reactor;
 #[doc(alias = "reducer")]
 pub mod reduction;
@@ -162,6 +163,7 @@ pub use process::{
     Sentinel, active_children, cpu_count, current_process, exit, parent_process, spawn, usable_cpu_count,
 };
 #[cfg(multiprocess)]
+pub use queues::{GetError, JoinableQueue, Permit, PutError, PutErrorKind, Queue, SimpleQueue};
 pub use reduction::handle::Handle;
 pub use reduction::{Blob, Message};
 pub use shared_memory::{ShareableList, ShareableValue, SharedMemory, SharedMemoryBuilder};

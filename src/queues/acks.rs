@@ -86,7 +86,8 @@ pub(super) fn count(words: &impl Words, cell: Cell, head: u64) {
 /// Acknowledges one: this process's, or, if it has none, somebody else's, who may have given it to us. False if
 /// there is none.
 pub(super) fn acknowledge(words: &impl Words, world: &impl World, own: Option<Cell>) -> bool {
-    let take = |cell| update(words, cell, |count| Some(Count { taken: count.taken.checked_sub(1)?, ..count }));
+    let take =
+        |cell| update(words, cell, |count| Some(Count { taken: count.taken.checked_sub(1)?, ..count }));
     own.is_some_and(take)
         || cells::all(words).any(|cell| {
             let owner = cells::owner(words, cell);

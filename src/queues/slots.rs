@@ -105,13 +105,14 @@ fn is_dead(words: &impl Words, world: &impl World, cell: Cell) -> bool {
 }
 
 fn announced(words: &impl Words) -> impl Iterator<Item = Cell> {
-    (0..words.cells().div_ceil(BITS)).flat_map(move |line| {
-        let mut bits = words.load(STATE + 8 * line, Ordering::Acquire);
-        std::iter::from_fn(move || {
-            let bit = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
-            bits &= bits - 1;
-            Some(Cell(line * BITS + bit))
+    (0..words.cells().div_ceil(BITS))
+        .flat_map(move |line| {
+            let mut bits = words.load(STATE + 8 * line, Ordering::Acquire);
+            std::iter::from_fn(move || {
+                let bit = (bits != 0).then(|| bits.trailing_zeros() as usize)?;
+                bits &= bits - 1;
+                Some(Cell(line * BITS + bit))
+            })
         })
-    })
-    .filter(|cell| cell.0 < words.cells())
+        .filter(|cell| cell.0 < words.cells())
 }

@@ -44,6 +44,28 @@ impl Memory for Shared {
     }
 }
 
+impl<M: Memory> Memory for &M {
+    fn load(&self, at: usize, order: Ordering) -> u64 {
+        (**self).load(at, order)
+    }
+
+    fn store(&self, at: usize, value: u64, order: Ordering) {
+        (**self).store(at, value, order);
+    }
+
+    fn swap(&self, at: usize, value: u64, order: Ordering) -> u64 {
+        (**self).swap(at, value, order)
+    }
+
+    fn copy_in(&self, at: usize, bytes: &[u8]) {
+        (**self).copy_in(at, bytes);
+    }
+
+    fn copy_out(&self, at: usize, len: usize, into: &mut Vec<u8>) {
+        (**self).copy_out(at, len, into);
+    }
+}
+
 fn word(memory: &Shared, at: usize) -> &AtomicU64 {
     memory.atomic_u64(at)
 }
@@ -55,6 +77,12 @@ pub(crate) struct Corrupt;
 impl fmt::Display for Corrupt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("the other side has written what cannot be")
+    }
+}
+
+impl From<Corrupt> for crate::Error {
+    fn from(_: Corrupt) -> Self {
+        Self::Malformed("what lies in shared memory cannot be: somebody has written over it")
     }
 }
 

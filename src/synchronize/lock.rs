@@ -18,7 +18,7 @@ use crate::sys::memory::Shared;
 /// sections are shorter.
 const LOOKS: u32 = 7;
 
-pub(super) static KIND: Kind = Kind {
+pub(crate) static KIND: Kind = Kind {
     code: 1,
     name: "lock",
     ready,

@@ -16,6 +16,7 @@ pub(crate) mod wait;
 pub use barrier::{Barrier, BarrierBuilder};
 pub use condition::{Condition, ConditionGuard, ConditionLock};
 pub use event::Event;
+pub(crate) use lock::KIND as LOCK;
 pub use lock::{Lock, LockGuard, OwnedLockGuard};
 pub use rlock::{RLock, RLockGuard};
 pub use semaphore::{BoundedSemaphore, OwnedSemaphoreGuard, Semaphore, SemaphoreGuard};

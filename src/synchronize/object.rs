@@ -153,7 +153,7 @@ impl Object {
     }
 
     fn of(kept: Option<Kept>, fd: Arc<Fd>, memory: Shared, kind: &'static Kind) -> Self {
-        let key = memory.atomic_u64(KEY).load(Ordering::Relaxed);
+        let key = Self::key_at(&memory);
         let (cell, next) = (AtomicU64::new(0), AtomicUsize::new(0));
         Self(Arc::new(Inner { _kept: kept, fd, memory, kind, key, cell, next }))
     }
@@ -178,6 +178,11 @@ impl Object {
 
     pub(crate) fn key(&self) -> u64 {
         self.0.key
+    }
+
+    /// The key of the object that begins where `memory` does.
+    pub(crate) fn key_at(memory: &Shared) -> u64 {
+        memory.atomic_u64(KEY).load(Ordering::Relaxed)
     }
 
     /// By what this process keeps what it knows of it.

@@ -1,0 +1,18 @@
+//! Queues between processes.
+
+mod acks;
+mod core;
+mod error;
+mod feeder;
+mod item;
+mod joinable;
+mod permit;
+mod queue;
+mod simple;
+mod slots;
+
+pub use error::{GetError, PutError, PutErrorKind};
+pub use joinable::JoinableQueue;
+pub use permit::Permit;
+pub use queue::Queue;
+pub use simple::SimpleQueue;

@@ -1,0 +1,107 @@
+//! A queue without a feeder.
+
+use std::fmt;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::error::{GetError, PutError};
+use super::queue::Queue;
+use crate::error::Result;
+use crate::reduction::Message;
+
+/// A queue without a feeder: what is put is in shared memory when `put` returns, and survives the death of who
+/// has put it. Python's `SimpleQueue`.
+///
+/// It takes as many items as have room in 1 MiB, and waits for room; larger items lie beside that. All else is as
+/// for a [`Queue`].
+#[derive(Serialize, Deserialize)]
+#[serde(transparent, bound = "")]
+pub struct SimpleQueue<T> {
+    queue: Queue<T>,
+}
+
+impl<T> SimpleQueue<T> {
+    /// A new queue.
+    ///
+    /// # Errors
+    /// When there are no descriptors or no memory left, and on platforms without processes.
+    pub fn new() -> Result<Self> {
+        Ok(Self { queue: Queue::with(0, false, false)? })
+    }
+
+    /// Whether there is no item.
+    #[doc(alias = "empty")]
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    /// Closes this process's handle: see [`Queue::close`].
+    pub fn close(&self) {
+        self.queue.close();
+    }
+}
+
+impl<T: Message> SimpleQueue<T> {
+    /// Puts an item, once there is room.
+    ///
+    /// # Errors
+    /// As those of [`Queue::put`].
+    ///
+    /// # Cancel safety
+    /// As that of [`Queue::put`].
+    ///
+    /// # Panics
+    /// As [`Queue::put`] does.
+    pub async fn put(&self, item: T) -> Result<(), PutError<T>> {
+        self.queue.put(item).await
+    }
+
+    /// Gets the next item, once there is one: see [`Queue::get`].
+    ///
+    /// # Errors
+    /// As those of [`Queue::get`].
+    ///
+    /// # Cancel safety
+    /// As that of [`Queue::get`].
+    ///
+    /// # Panics
+    /// As [`Queue::get`] does.
+    pub async fn get(&self) -> Result<T, GetError> {
+        self.queue.get().await
+    }
+
+    /// Gets the next item, if there is one within so long: see [`Queue::get_timeout`].
+    ///
+    /// # Errors
+    /// As those of [`Queue::get_timeout`].
+    ///
+    /// # Cancel safety
+    /// As that of [`Queue::get`].
+    ///
+    /// # Panics
+    /// As [`Queue::get`] does.
+    pub async fn get_timeout(&self, time: Duration) -> Result<T, GetError> {
+        self.queue.get_timeout(time).await
+    }
+
+    /// Gets the next item if there is one: see [`Queue::try_get`].
+    ///
+    /// # Errors
+    /// As those of [`Queue::try_get`].
+    pub fn try_get(&self) -> Result<T, GetError> {
+        self.queue.try_get()
+    }
+}
+
+impl<T> Clone for SimpleQueue<T> {
+    fn clone(&self) -> Self {
+        Self { queue: self.queue.clone() }
+    }
+}
+
+impl<T> fmt::Debug for SimpleQueue<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SimpleQueue").field("is_empty", &self.is_empty()).finish()
+    }
+}
