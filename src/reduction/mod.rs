@@ -23,10 +23,11 @@ pub use codec::{Codec, CodecError, MessagePack};
 #[cfg(multiprocess)]
 pub use handle::Transferable;
 pub(crate) use movable::{Movable, Moves};
+pub(crate) use packet::carrier;
 use transfer::Copies;
 pub(crate) use transfer::set_other_build_than_parent;
 pub(crate) use transfer::{
-    Attachment, Attachments, Departures, Descriptor, Incoming, Peer, parent, peer, writer,
+    Attachment, Attachments, Departures, Descriptor, Incoming, MAX_HANDLES, Peer, parent, peer, writer,
 };
 
 use serde::Serialize;

@@ -65,7 +65,10 @@ impl Packed {
     /// For a body that goes elsewhere: there is nothing to pack then, and nothing to be sent from here.
     pub(crate) fn beside(attachments: &[Attachment]) -> io::Result<Self> {
         let carrier = match attachments.get(BESIDE..) {
-            Some(rest) if !rest.is_empty() => Some(carrier(rest)?),
+            Some(rest) if !rest.is_empty() => {
+                let rest: Vec<_> = rest.iter().map(|attachment| attachment.0.as_fd()).collect();
+                Some(carrier(&rest)?)
+            }
             _ => None,
         };
         Ok(Self { body: None, written: None, carrier })
@@ -128,12 +131,11 @@ impl Packed {
     }
 }
 
-/// A socket in which descriptors lie ready, and after them the end.
-fn carrier(attachments: &[Attachment]) -> io::Result<Fd> {
+/// A socket in which descriptors lie ready, each [`MAX_FDS`] of them in a message, and after them the end.
+pub(crate) fn carrier(fds: &[BorrowedFd<'_>]) -> io::Result<Fd> {
     let (carrier, fill) = socket::seqpacket_pair()?;
-    for some in attachments.chunks(MAX_FDS) {
-        let fds: Vec<_> = some.iter().map(|attachment| attachment.0.as_fd()).collect();
-        socket::send(fill.as_fd(), &[IoSlice::new(&[CARRIER])], &fds, Mode::Try)?;
+    for some in fds.chunks(MAX_FDS) {
+        socket::send(fill.as_fd(), &[IoSlice::new(&[CARRIER])], some, Mode::Try)?;
     }
     Ok(carrier)
 }

@@ -107,9 +107,14 @@ pub(crate) fn try_send_bytes(fd: BorrowedFd, bytes: &[u8]) -> io::Result<()> {
 
 /// The length of the next message, which stays where it is; 0 means that the peer is gone.
 pub(crate) fn next_len(fd: BorrowedFd, mode: Mode) -> io::Result<usize> {
+    peek(fd, &mut [], mode)
+}
+
+/// As [`next_len`], and copies so much of it as fits. Its descriptors are not opened.
+pub(crate) fn peek(fd: BorrowedFd, buf: &mut [u8], mode: Mode) -> io::Result<usize> {
     let flags = mode.flags() | MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
     loop {
-        match nix::sys::socket::recv(fd.as_raw_fd(), &mut [], flags) {
+        match nix::sys::socket::recv(fd.as_raw_fd(), buf, flags) {
             Ok(len) => return Ok(len),
             // As in `recv`.
             Err(Errno::EINTR | Errno::ECONNRESET) => {}

@@ -80,6 +80,9 @@ pub(crate) fn is_seqpacket(_: RawFd) -> bool {
 pub(crate) fn next_len(_: BorrowedFd<'_>, _: Mode) -> io::Result<usize> {
     unsupported()
 }
+pub(crate) fn peek(_: BorrowedFd<'_>, _: &mut [u8], _: Mode) -> io::Result<usize> {
+    unsupported()
+}
 pub(crate) fn recv_duplicates(
     _: BorrowedFd<'_>,
     _: &mut [u8],
