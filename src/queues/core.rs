@@ -16,10 +16,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 
 use super::error::{GetError, PutErrorKind};
-use super::item::Item;
+use super::item::{Arrived, Item, Parts};
 use super::{acks, feeder, slots};
 use crate::error::{Error, Result};
-use crate::ring::many::{Layout, Ring};
+use crate::reduction::{Attachment, Descriptor};
+use crate::ring::many::{Front, Layout, Mark, Ring};
+use crate::ring::parcels::{Opened, Parcels, Place};
+use crate::ring::{Corrupt, extents};
 use crate::synchronize::object::{Kind, Object, SIZE};
 use crate::synchronize::protocol::{Here, Identity, World, bells, cells};
 use crate::synchronize::wait::{Turn, proceed, sleep, wait};
@@ -27,11 +30,14 @@ use crate::synchronize::{LOCK, Lock};
 use crate::sys::kept::Kept;
 use crate::sys::memory::{self, Shared};
 use crate::sys::per_process::{PerProcess, process_token};
-use crate::sys::{self, AsFd, Fd};
+use crate::sys::socket::is_full;
+use crate::sys::{self, AsFd, BorrowedFd, Fd};
 use crate::util::lock;
 
-/// How many bytes the ring has: an item of more than a quarter of it lies in an extent.
+/// How many bytes the ring has.
 const CAPACITY: usize = 1 << 20;
+/// Items that are longer lie in extents, so that no single one keeps all others out of the ring.
+const LONGEST: usize = CAPACITY / 4;
 
 /// What sleeps for one thing has a part of its own, so that whoever is rung for can use what the ring is for.
 #[derive(Clone, Copy)]
@@ -60,8 +66,17 @@ const WORDS_AT: usize = Part::COUNT * SIZE;
 const LAYOUT: Layout = Layout { tail: WORDS_AT, head: WORDS_AT + 128, data: DATA_AT, capacity: CAPACITY };
 /// 1 once nothing more is put.
 const SHUT_DOWN: usize = WORDS_AT + 256;
+const EXTENTS: extents::Layout =
+    extents::Layout { table: WORDS_AT + 1024, entries: 64, head: LAYOUT.head, tail: LAYOUT.tail };
 const DATA_AT: usize = WORDS_AT + 4096;
+const _: () = assert!(EXTENTS.table + EXTENTS.entries * extents::ENTRY <= DATA_AT);
 const MAPPED: usize = DATA_AT + CAPACITY;
+const _: () = assert!(MAPPED <= extents::REGION);
+const WHOLE: usize = (EXTENTS.entries + 1) * extents::REGION;
+
+type Extents<'a> = extents::Extents<'a, Shared, Here, BorrowedFd<'a>>;
+type Claimed<'a> = extents::Claimed<'a, Shared, Here, BorrowedFd<'a>>;
+type Extent<'a> = extents::Reserved<'a, Shared, Here, BorrowedFd<'a>>;
 
 /// The ring, as an object of one part finds it.
 fn ring_from(object: &Object, part: Part) -> Ring<&Shared> {
@@ -177,6 +192,7 @@ pub(super) struct Core(Arc<Inner>);
 pub(super) struct Inner {
     _kept: Kept,
     fd: Arc<Fd>,
+    parcels: Parcels,
     design: Design,
     producers: Lock,
     consumers: Lock,
@@ -220,11 +236,25 @@ pub(super) enum Slot {
 
 /// What became of an attempt to get.
 pub(super) enum Taken {
-    /// The bytes are where they were to go, and here is what came beside them.
-    Item(Vec<Fd>),
+    /// It is where it was to go.
+    Item,
     Empty,
     /// Somebody else has the lock.
     Busy,
+}
+
+/// What lies beside an item that is next to be taken.
+type Beside<'a> = (Parts, Option<Opened<'a>>, Option<Claimed<'a>>);
+
+/// A slot that a future has reserved for what it puts.
+struct Reservation<'a> {
+    core: &'a Core,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.core.give_back();
+    }
 }
 
 /// A side's lock, held for some instants of one poll.
@@ -267,7 +297,8 @@ impl Core {
     /// # Errors
     /// When there are no descriptors or no memory left, and on platforms without processes.
     pub(super) fn create(design: Design) -> Result<Self> {
-        let fd = memory::sparse("tokio-multiprocess-queue", MAPPED, MAPPED)?;
+        memory::admits(WHOLE, MAPPED)?;
+        let fd = memory::sparse("tokio-multiprocess-queue", WHOLE, MAPPED)?;
         memory::seal_fixed_size(fd.as_fd())?;
         let memory = Shared::map_first(fd.as_fd(), MAPPED)?;
         for (part, kind) in Self::parts() {
@@ -278,11 +309,11 @@ impl Core {
             };
             Object::lay(&memory.from(part.at()), kind, configuration)?;
         }
-        Self::adopt(fd, memory)
+        Self::adopt(fd, Parcels::new()?, memory)
     }
 
     /// What has arrived in a message, from whomever.
-    pub(super) fn open(fd: Fd) -> Result<Self> {
+    pub(super) fn open(fd: Fd, parcels: Parcels) -> Result<Self> {
         let memory = Shared::map_first(fd.as_fd(), MAPPED)?;
         let key = Object::key_at(&memory.from(Part::Items.at()));
         let identity = sys::fd::identity(fd.as_fd())?;
@@ -294,7 +325,7 @@ impl Core {
         let same = |inner: &Arc<Inner>| sys::fd::identity(inner.fd.as_fd()).is_ok_and(|of| of == identity);
         match there.into_iter().find(same) {
             Some(inner) => Ok(Self(inner)),
-            None => Self::adopt(fd, memory),
+            None => Self::adopt(fd, parcels, memory),
         }
     }
 
@@ -309,7 +340,10 @@ impl Core {
         ]
     }
 
-    fn adopt(fd: Fd, memory: Shared) -> Result<Self> {
+    fn adopt(fd: Fd, parcels: Parcels, memory: Shared) -> Result<Self> {
+        if memory::len(fd.as_fd())? != WHOLE {
+            return Err(Error::Malformed("it is another object than expected"));
+        }
         let fd = Arc::new(fd);
         let part = |part: Part, kind| Object::part(&fd, memory.from(part.at()), kind);
         let items = part(Part::Items, &ITEMS)?;
@@ -325,6 +359,7 @@ impl Core {
             ring: Ring::new(memory.from(0), LAYOUT),
             memory: memory.from(0),
             state: AtomicU64::new(0),
+            parcels,
             fd,
         });
         let core = Self(inner);
@@ -335,8 +370,13 @@ impl Core {
         Ok(core)
     }
 
-    pub(super) fn fd(&self) -> &Arc<Fd> {
-        &self.0.fd
+    /// What goes into a message for it.
+    pub(super) fn content(&self) -> (Descriptor, &Parcels) {
+        (Descriptor(Attachment(self.0.fd.clone())), &self.0.parcels)
+    }
+
+    fn extents(&self) -> Extents<'_> {
+        Extents::new(&self.0.memory, &Here, self.0.fd.as_fd(), EXTENTS)
     }
 
     pub(super) fn design(&self) -> Design {
@@ -410,33 +450,78 @@ impl Core {
 /// Putting.
 impl Core {
     /// Puts an item for a slot, and waits until there is one. If it fails the item is where it was.
-    pub(super) async fn put(&self, item: &mut Item, slot: Slot) -> Result<(), PutErrorKind> {
+    pub(super) async fn put(&self, item: &mut Item) -> Result<(), PutErrorKind> {
+        item.pack()?;
+        if item.frame().len() > LONGEST {
+            return self.put_large(item).await;
+        }
         proceed().await;
-        let mut offer = self.offer(item, slot, Held::spin(&self.0.producers), false);
+        let offer = |item: &mut Item, held, looks| self.offer(item, Slot::Free, &mut None, held, looks);
+        let mut offered = offer(item, Held::spin(&self.0.producers), false);
         loop {
-            offer = match offer? {
+            offered = match offered? {
                 Offer::Put => return Ok(()),
-                Offer::Busy => {
-                    let held = Held::wait(&self.0.producers).await?;
-                    self.offer(item, slot, Some(held), false)
-                }
+                Offer::Busy => offer(item, Some(Held::wait(&self.0.producers).await?), false),
                 Offer::Full => {
                     sleep(&self.0.slots, |turn| {
-                        let looks = self.looks(turn);
-                        let offer = self.offer(item, slot, Held::spin(&self.0.producers), looks);
-                        (!matches!(offer, Ok(Offer::Full))).then_some(offer)
+                        let offered = offer(item, Held::spin(&self.0.producers), self.looks(turn));
+                        (!matches!(offered, Ok(Offer::Full))).then_some(offered)
                     })
                     .await?
                 }
                 Offer::NoRoom => {
                     sleep(&self.0.room, |_| {
-                        let offer = self.offer(item, slot, Held::spin(&self.0.producers), false);
-                        (!matches!(offer, Ok(Offer::NoRoom))).then_some(offer)
+                        let offered = offer(item, Held::spin(&self.0.producers), false);
+                        (!matches!(offered, Ok(Offer::NoRoom))).then_some(offered)
                     })
                     .await?
                 }
             };
         }
+    }
+
+    /// The slot first, as extents are few.
+    async fn put_large(&self, item: &mut Item) -> Result<(), PutErrorKind> {
+        self.reserve().await?;
+        let reserved = Reservation { core: self };
+        loop {
+            let mut extent = self.lay_out(item)?;
+            let offered = match self.offer(item, Slot::Reserved, &mut extent, self.patient_hold(), false)? {
+                Offer::Busy => {
+                    let held = Held::wait(&self.0.producers).await?;
+                    self.offer(item, Slot::Reserved, &mut extent, Some(held), false)?
+                }
+                offered => offered,
+            };
+            if let Offer::Put = offered {
+                std::mem::forget(reserved);
+                return Ok(());
+            }
+            drop(extent);
+            // Of a queue without a feeder: until there is a place for it.
+            let mut looks = 0;
+            sleep(&self.0.room, |_| {
+                looks += 1;
+                (looks > 1).then_some(())
+            })
+            .await?;
+        }
+    }
+
+    /// Writes a large item to an extent; `None` if it is not large, or there is none.
+    fn lay_out(&self, item: &Item) -> Result<Option<Extent<'_>>> {
+        if item.frame().len() <= LONGEST || self.flags()? & WAITING != 0 {
+            return Ok(None);
+        }
+        let extent = self.extents().reserve(item.body().len())?;
+        if let Some(extent) = &extent {
+            extent.write(0, item.body())?;
+        }
+        Ok(extent)
+    }
+
+    fn patient_hold(&self) -> Option<Held<'_>> {
+        patient(|| Held::try_take(&self.0.producers))
     }
 
     /// Whether who is about to sleep, or was woken, looks who is dead.
@@ -447,7 +532,9 @@ impl Core {
     /// Puts an item now. Where others have the lock for long it may be full though it is not: of a queue that
     /// takes any number, the item waits with this process's others then.
     pub(super) fn try_put(&self, item: &mut Item, slot: Slot) -> Result<(), PutErrorKind> {
-        match self.offer(item, slot, patient(|| Held::try_take(&self.0.producers)), true)? {
+        item.pack()?;
+        let mut extent = self.lay_out(item)?;
+        match self.offer(item, slot, &mut extent, self.patient_hold(), true)? {
             Offer::Put => Ok(()),
             Offer::Busy if self.design().feeds && (self.design().max == 0 || slot == Slot::Reserved) => {
                 self.wait_in_process(item, slot)
@@ -460,6 +547,7 @@ impl Core {
         &self,
         item: &mut Item,
         slot: Slot,
+        extent: &mut Option<Extent<'_>>,
         held: Option<Held<'_>>,
         looks: bool,
     ) -> Result<Offer, PutErrorKind> {
@@ -474,7 +562,7 @@ impl Core {
         if slot == Slot::Free && !self.has_slot(looks) {
             return Ok(Offer::Full);
         }
-        if flags & WAITING == 0 && self.publish(item)? {
+        if flags & WAITING == 0 && self.publish(item, extent)? {
             self.give_up(slot);
             drop(held);
             self.0.items.call_one();
@@ -581,31 +669,63 @@ impl Core {
         in_ring + held(false) < max || looks && in_ring + held(true) < max
     }
 
-    /// Puts an item into the ring; false if there is no room. With the producers' lock.
-    fn publish(&self, item: &mut Item) -> Result<bool> {
-        let published = self.0.ring.push(item.frame())?;
-        if published {
-            item.commit();
+    /// Puts an item into the ring, a large one by the extent in which it lies; false if there is no room. With
+    /// the producers' lock.
+    fn publish(&self, item: &mut Item, extent: &mut Option<Extent<'_>>) -> Result<bool> {
+        let ring = &self.0.ring;
+        let reference = extent.as_ref().map(|extent| item.reference(extent.entry()));
+        let len = reference.as_ref().map_or(item.frame().len(), Vec::len);
+        // The last to be asked, as a parcel that was sent is not called back.
+        if len > LONGEST || !ring.has_room(len)? || !self.send_parcel(item)? {
+            return Ok(false);
         }
-        Ok(published)
+        if let Some(extent) = extent.take() {
+            extent.commit(ring.tail().0)?;
+        }
+        ring.push(reference.as_deref().unwrap_or(item.frame()))?;
+        item.commit();
+        Ok(true)
     }
 
-    /// Whether there are as many bytes free as an item takes.
-    pub(super) fn may_have_room(&self, item: &Item) -> bool {
-        self.0.ring.free() >= item.frame().len() as u64
+    /// Sends the handles of the item that is put next; false if there is no room.
+    fn send_parcel(&self, item: &mut Item) -> Result<bool> {
+        let Some(parcel) = item.parcel() else { return Ok(true) };
+        match self.0.parcels.send(self.0.ring.tail().0, parcel) {
+            Ok(()) => Ok(true),
+            Err(error) if is_full(&error) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether there is room for an item; of one with handles, or in an extent, that shows when it is tried.
+    pub(super) fn may_have_room(&self, item: &mut Item) -> bool {
+        item.frame().len() <= LONGEST
+            && item.parcel().is_none()
+            && self.0.ring.free() >= item.frame().len() as u64
     }
 
     /// Moves some of what waits in this process into the ring; `None` if others have the lock.
     pub(super) fn feed(&self, waiting: &mut VecDeque<Item>) -> Result<Option<Fed>> {
-        let Some(held) = patient(|| Held::try_take(&self.0.producers)) else { return Ok(None) };
+        // Of a large one ahead of the lock; those behind it have their turn next time.
+        let mut extent = match waiting.front() {
+            Some(item) if item.frame().len() > LONGEST => {
+                let extent = self.extents().reserve(item.body().len())?;
+                let Some(extent) = extent else { return Ok(Some(Fed::NoRoom)) };
+                extent.write(0, item.body())?;
+                Some(extent)
+            }
+            _ => None,
+        };
+        let Some(held) = self.patient_hold() else { return Ok(None) };
         let mut moved = 0;
         let mut fed = Fed::All;
         while let Some(item) = waiting.front_mut() {
-            if moved == MOST {
+            let has_extent = extent.is_some();
+            if moved == MOST || item.frame().len() > LONGEST && !has_extent {
                 fed = Fed::Some;
                 break;
             }
-            if !self.publish(item)? {
+            if !self.publish(item, &mut extent)? {
                 fed = Fed::NoRoom;
                 break;
             }
@@ -660,19 +780,17 @@ pub(super) enum Fed {
 /// Getting.
 impl Core {
     /// Takes the next item, once there is one.
-    pub(super) async fn get(&self, into: &mut Vec<u8>) -> Result<Vec<Fd>, GetError> {
+    pub(super) async fn get(&self, item: &mut Arrived) -> Result<(), GetError> {
         proceed().await;
-        let mut taken = self.take(into, Held::spin(&self.0.consumers));
+        let mut taken = self.take(item, Held::spin(&self.0.consumers), false);
         loop {
             taken = match taken? {
-                Taken::Item(beside) => return Ok(beside),
-                Taken::Busy => {
-                    let held = Held::wait(&self.0.consumers).await?;
-                    self.take(into, Some(held))
-                }
+                Taken::Item => return Ok(()),
+                Taken::Busy => self.take(item, Some(Held::wait(&self.0.consumers).await?), false),
                 Taken::Empty => {
-                    sleep(&self.0.items, |_| {
-                        let taken = self.take(into, Held::spin(&self.0.consumers));
+                    sleep(&self.0.items, |turn| {
+                        let looks = turn.slept && self.0.items.takes_turn();
+                        let taken = self.take(item, Held::spin(&self.0.consumers), looks);
                         (!matches!(taken, Ok(Taken::Empty))).then_some(taken)
                     })
                     .await?
@@ -683,25 +801,30 @@ impl Core {
 
     /// Takes the next item if there is one. Where others have the lock for long there may be none though there
     /// is.
-    pub(super) fn try_get(&self, into: &mut Vec<u8>) -> Result<Vec<Fd>, GetError> {
-        match self.take(into, patient(|| Held::try_take(&self.0.consumers)))? {
-            Taken::Item(beside) => Ok(beside),
+    pub(super) fn try_get(&self, item: &mut Arrived) -> Result<(), GetError> {
+        match self.take(item, patient(|| Held::try_take(&self.0.consumers)), true)? {
+            Taken::Item => Ok(()),
             Taken::Empty | Taken::Busy => Err(GetError::Empty),
         }
     }
 
-    fn take(&self, into: &mut Vec<u8>, held: Option<Held<'_>>) -> Result<Taken, GetError> {
+    fn take(&self, item: &mut Arrived, held: Option<Held<'_>>, looks: bool) -> Result<Taken, GetError> {
         if self.flags()? & CLOSED != 0 {
             return Err(GetError::Closed);
         }
         let Some(held) = held else { return Ok(Taken::Busy) };
         let ring = &self.0.ring;
         let Some(front) = ring.front().map_err(Error::from)? else {
+            if looks {
+                self.tidy()?;
+            }
             drop(held);
             return if self.is_over() { Err(GetError::ShutDown) } else { Ok(Taken::Empty) };
         };
         let acknowledged = if self.design().joinable { Some(self.0.done.cell()?) } else { None };
-        ring.copy_out(&front, into);
+        item.bytes.clear();
+        ring.copy_out(&front, &mut item.bytes);
+        let opened = self.open_beside(&front, &item.bytes)?;
         if let Some(cell) = acknowledged {
             acks::intend(self.0.done.words(), cell, front.ticket.sequence());
         }
@@ -709,15 +832,63 @@ impl Core {
         if let Some(cell) = acknowledged {
             acks::count(self.0.done.words(), cell, ring.head().sequence());
         }
+        let Some((parts, parcel, extent)) = opened else {
+            return Err(GetError::Failed(Corrupt.into()));
+        };
+        item.body_at = parts.body_at;
+        item.attachments = parcel.map_or_else(Vec::new, |parcel| parcel.consume());
         drop(held);
+        self.ring_after_get(parts.label.is_some() || parts.extent.is_some());
+        if let Some(extent) = extent {
+            item.bytes.clear();
+            item.body_at = 0;
+            extent.read(&mut item.bytes)?;
+        }
+        Ok(Taken::Item)
+    }
+
+    /// Opens what lies beside an item: `None` if it is not there. With the consumers' lock, and before the item
+    /// is taken: if this fails the item stays.
+    fn open_beside(&self, front: &Front, bytes: &[u8]) -> Result<Option<Beside<'_>>> {
+        let Some(parts) = Parts::of(front.flags, bytes) else { return Ok(None) };
+        let parcel = match parts.label {
+            None => None,
+            Some(label) => match self.0.parcels.peek(label, front.ticket.0, |ticket| self.place(ticket))? {
+                None => return Ok(None),
+                opened => opened,
+            },
+        };
+        let extent = match parts.extent.map(|entry| self.extents().claim(entry, front.ticket.0)) {
+            None => None,
+            Some(Ok(extent)) => Some(extent),
+            Some(Err(Corrupt)) => return Ok(None),
+        };
+        Ok(Some((parts, parcel, extent)))
+    }
+
+    fn place(&self, ticket: u64) -> Place {
+        // The head first: what is taken meanwhile is not taken for what comes next.
+        let head = self.0.ring.head();
+        Mark(ticket).place(head, self.0.ring.tail())
+    }
+
+    /// Tells those who wait for a slot, or for room.
+    fn ring_after_get(&self, had_beside: bool) {
         if self.design().max != 0 {
             self.0.slots.call_one();
         }
         // Half of the ring, so that each ring is for many items.
-        if bells::anyone(self.0.room.words()) && ring.free() >= CAPACITY as u64 / 2 {
+        let enough = || had_beside || self.0.ring.free() >= CAPACITY as u64 / 2;
+        if bells::anyone(self.0.room.words()) && enough() {
             self.0.room.call_all();
         }
-        Ok(Taken::Item(Vec::new()))
+    }
+
+    /// Throws away what dead processes have left beside the ring. With the consumers' lock, when there is nothing
+    /// to take.
+    fn tidy(&self) -> Result<()> {
+        self.extents().reap();
+        Ok(self.0.parcels.sweep(|ticket| self.place(ticket))?)
     }
 
     /// Whether nothing will ever be got any more.

@@ -153,7 +153,7 @@ async fn wait_for_room(core: &Core, backlog: &Backlog) -> Result<()> {
     core.room(|| {
         looks += 1;
         // What it was woken for may be room enough: that shows when it is tried.
-        looks > 1 || lock(&backlog.items).front().is_none_or(|item| core.may_have_room(item))
+        looks > 1 || lock(&backlog.items).front_mut().is_none_or(|item| core.may_have_room(item))
     })
     .await
 }

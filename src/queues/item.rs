@@ -2,17 +2,28 @@
 
 use std::cell::Cell;
 
+use crate::error::Result;
 use crate::reduction::{self, CodecError, Departures, Incoming, Message, MessagePack, Peer};
 use crate::ring::many::{self, HEAD};
+use crate::ring::parcels::{Label, Parcel};
 use crate::sys::Fd;
 
 /// An item that is on its way into a queue.
+///
+/// Its frame is the four bytes of its head, the label of its parcel if it has handles, and what it was encoded to;
+/// or, if that is large, the number of the extent in which it lies.
 #[derive(Debug)]
 pub(super) struct Item {
-    /// What goes into the ring.
     frame: Vec<u8>,
+    parcel: Option<Parcel>,
+    /// What moves with it, until it was put.
     departures: Departures,
 }
+
+/// An item has handles: its frame begins with a label.
+const PARCEL: u32 = 1;
+/// An item lies in an extent: its frame ends with the extent's number.
+const EXTENT: u32 = 2;
 
 thread_local! {
     /// Memory that the items of a thread are written to and read from, one after the other.
@@ -39,9 +50,13 @@ impl Item {
         frame.resize(HEAD, 0);
         // What panics in here loses the scratch memory, and nothing else.
         match reduction::encode_uncommitted::<MessagePack, T>(value, &mut frame, Peer::AnyBuild) {
-            Ok((_attachments, departures)) => {
-                many::seal(&mut frame, 0);
-                Ok(Self { frame, departures })
+            Ok((attachments, departures)) => {
+                let parcel = Parcel::new(attachments);
+                if let Some(parcel) = &parcel {
+                    frame.splice(HEAD..HEAD, parcel.label().to_bytes());
+                }
+                many::seal(&mut frame, if parcel.is_some() { PARCEL } else { 0 });
+                Ok(Self { frame, parcel, departures })
             }
             Err(error) => {
                 keep(frame);
@@ -50,39 +65,97 @@ impl Item {
         }
     }
 
+    /// Where what it was encoded to begins.
+    fn body_at(&self) -> usize {
+        HEAD + if self.parcel.is_some() { Label::LEN } else { 0 }
+    }
+
+    /// What goes into the ring if it is not large.
     pub(super) fn frame(&self) -> &[u8] {
         &self.frame
     }
 
-    /// It was put into the ring: what moves with it is gone from here.
+    /// What goes into an extent if it is large.
+    pub(super) fn body(&self) -> &[u8] {
+        &self.frame[self.body_at()..]
+    }
+
+    /// What goes into the ring if it lies in that extent.
+    pub(super) fn reference(&self, extent: usize) -> Vec<u8> {
+        let mut frame = self.frame[..self.body_at()].to_vec();
+        frame.extend((extent as u64).to_le_bytes());
+        many::seal(&mut frame, EXTENT | if self.parcel.is_some() { PARCEL } else { 0 });
+        frame
+    }
+
+    /// Makes what takes system calls, ahead of any lock.
+    pub(super) fn pack(&mut self) -> Result<()> {
+        Ok(self.parcel.as_mut().map_or(Ok(()), Parcel::pack)?)
+    }
+
+    pub(super) fn parcel(&mut self) -> Option<&mut Parcel> {
+        self.parcel.as_mut()
+    }
+
+    /// It was put: what moves with it is gone from here.
     pub(super) fn commit(&mut self) {
         std::mem::take(&mut self.departures).commit();
+        self.parcel = None;
         keep(std::mem::take(&mut self.frame));
     }
 
     /// It waits in this process: what moves with it is gone from here, too.
     pub(super) fn waiting(&mut self) -> Self {
         std::mem::take(&mut self.departures).commit();
-        Self { frame: std::mem::take(&mut self.frame), departures: Departures::default() }
+        let (frame, parcel) = (std::mem::take(&mut self.frame), self.parcel.take());
+        Self { frame, parcel, departures: Departures::default() }
     }
 }
 
-/// Has the bytes of an item written somewhere, and reads it.
-pub(super) struct Reader(Vec<u8>);
+/// What a frame says.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Parts {
+    pub(super) label: Option<Label>,
+    pub(super) extent: Option<usize>,
+    /// Where in what follows its head the encoded item begins.
+    pub(super) body_at: usize,
+}
 
-impl Reader {
+impl Parts {
+    /// `bytes` is what follows the head. `None` if it cannot be.
+    pub(super) fn of(flags: u32, bytes: &[u8]) -> Option<Self> {
+        let mut parts = Self { label: None, extent: None, body_at: 0 };
+        if flags & PARCEL != 0 {
+            parts.label = Some(Label::split(bytes)?.0);
+            parts.body_at = Label::LEN;
+        }
+        if flags & EXTENT != 0 {
+            let number = bytes[parts.body_at..].first_chunk()?;
+            parts.extent = Some(usize::try_from(u64::from_le_bytes(*number)).ok()?);
+        }
+        Some(parts)
+    }
+}
+
+/// An item as it arrives, and the memory for it.
+#[derive(Debug)]
+pub(super) struct Arrived {
+    pub(super) bytes: Vec<u8>,
+    /// Where in them the encoded item begins.
+    pub(super) body_at: usize,
+    pub(super) attachments: Vec<Fd>,
+}
+
+impl Arrived {
+    /// Nothing yet.
     pub(super) fn new() -> Self {
-        Self(scratch())
+        Self { bytes: scratch(), body_at: 0, attachments: Vec::new() }
     }
 
-    pub(super) fn room(&mut self) -> &mut Vec<u8> {
-        &mut self.0
-    }
-
-    pub(super) fn decode<T: Message>(self, attachments: Vec<Fd>) -> Result<T, CodecError> {
-        let incoming = Incoming { bytes: &self.0, attachments };
+    pub(super) fn decode<T: Message>(self) -> Result<T, CodecError> {
+        let incoming = Incoming { bytes: &self.bytes[self.body_at..], attachments: self.attachments };
         let value = reduction::decode_from::<MessagePack, T>(incoming, Peer::AnyBuild);
-        keep(self.0);
+        keep(self.bytes);
         value
     }
 }

@@ -9,10 +9,11 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use super::core::{Core, Design, Slot};
 use super::error::{GetError, PutError, PutErrorKind};
 use super::feeder;
-use super::item::{Item, Reader};
+use super::item::{Arrived, Item};
 use super::permit::Permit;
 use crate::error::{Error, Result};
-use crate::reduction::{Attachment, Descriptor, Message, Peer, peer};
+use crate::reduction::{Descriptor, Message, Peer, peer};
+use crate::ring::parcels::Parcels;
 use crate::synchronize::wait::within;
 
 /// A queue between processes, which any number of tasks, threads and processes put items into and get items out
@@ -219,7 +220,7 @@ impl<T: Message> Queue<T> {
 
     async fn put_encoded(&self, item: &T) -> Result<(), PutErrorKind> {
         let mut item = Item::encode(item).map_err(PutErrorKind::Encode)?;
-        self.core.put(&mut item, Slot::Free).await
+        self.core.put(&mut item).await
     }
 
     /// [`put`](Self::put) for so long at most. Without any time it is tried once.
@@ -273,9 +274,9 @@ impl<T: Message> Queue<T> {
     /// # Panics
     /// If it has to wait outside of a runtime, or on one without I/O.
     pub async fn get(&self) -> Result<T, GetError> {
-        let mut reader = Reader::new();
-        let beside = self.core.get(reader.room()).await?;
-        reader.decode(beside).map_err(GetError::Decode)
+        let mut item = Arrived::new();
+        self.core.get(&mut item).await?;
+        item.decode().map_err(GetError::Decode)
     }
 
     /// [`get`](Self::get) for so long at most. Without any time it is tried once.
@@ -302,9 +303,9 @@ impl<T: Message> Queue<T> {
     /// [`GetError::Empty`], and as those of [`get`](Self::get).
     #[doc(alias = "get_nowait")]
     pub fn try_get(&self) -> Result<T, GetError> {
-        let mut reader = Reader::new();
-        let beside = self.core.try_get(reader.room())?;
-        reader.decode(beside).map_err(GetError::Decode)
+        let mut item = Arrived::new();
+        self.core.try_get(&mut item)?;
+        item.decode().map_err(GetError::Decode)
     }
 }
 
@@ -326,13 +327,16 @@ impl<T> Serialize for Queue<T> {
         if !peer().is_none_or(Peer::is_family) {
             return Err(serde::ser::Error::custom("a queue does not leave its family of processes"));
         }
-        Descriptor(Attachment(self.core.fd().clone())).serialize(serializer)
+        self.core.content().serialize(serializer)
     }
 }
 
 impl<'de, T> Deserialize<'de> for Queue<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let fd = Descriptor::deserialize(deserializer)?.into_fd().map_err(de::Error::custom)?;
-        Core::open(fd).map(Self::of).map_err(|error| de::Error::custom(format_args!("no queue: {error}")))
+        let (fd, parcels) = <(Descriptor, Parcels)>::deserialize(deserializer)?;
+        let fd = fd.into_fd().map_err(de::Error::custom)?;
+        Core::open(fd, parcels)
+            .map(Self::of)
+            .map_err(|error| de::Error::custom(format_args!("no queue: {error}")))
     }
 }

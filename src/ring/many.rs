@@ -4,8 +4,10 @@
 //! by one word each. Whoever has a lock of a dead one goes on from the words, as what that one had not
 //! published, or not yet taken, is as if it had never been begun.
 
+use std::cmp::Ordering::{Equal, Greater, Less};
 use std::sync::atomic::Ordering;
 
+use super::parcels::Place;
 use super::{Corrupt, Memory, split};
 
 const POSITION_BITS: u32 = 40;
@@ -44,10 +46,13 @@ impl Mark {
         self.sequence().wrapping_sub(earlier.sequence()) & ((1 << SEQUENCE_BITS) - 1)
     }
 
-    /// Whether it is at or after `head`, and before `tail`: of an item that was published under it, and of no
-    /// other, that is so as long as it is in the ring.
-    pub(crate) fn lies_between(self, head: Self, tail: Self) -> bool {
-        self.bytes_since(head) < tail.bytes_since(head)
+    /// Where the frame is that was or will be published under this mark, if the ring has come so far.
+    pub(crate) fn place(self, head: Self, tail: Self) -> Place {
+        match self.0.wrapping_sub(head.0).cmp(&tail.0.wrapping_sub(head.0)) {
+            Less => Place::Queued,
+            Equal => Place::Next,
+            Greater => Place::Past,
+        }
     }
 }
 
@@ -65,12 +70,6 @@ pub(crate) struct Layout {
 
 impl Layout {
     const SEEN: usize = 8;
-
-    /// The longest frame that goes into the ring; what is longer goes beside it, so that no item keeps all
-    /// others out.
-    pub(crate) fn longest(&self) -> usize {
-        self.capacity / 4
-    }
 }
 
 /// A frame begins with its length and its flags, in four bytes.
@@ -108,10 +107,6 @@ pub(crate) struct Front {
 impl<M: Memory> Ring<M> {
     pub(crate) fn new(memory: M, layout: Layout) -> Self {
         Self { memory, layout }
-    }
-
-    pub(crate) fn layout(&self) -> &Layout {
-        &self.layout
     }
 
     /// How far the producers have come. For any.

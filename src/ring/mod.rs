@@ -3,15 +3,14 @@
 //! What they promise: a frame is seen whole or not at all, once, in order, whoever dies or stops at whatever
 //! instant. `README.md` beside this file has the layouts and the arguments.
 
-#[cfg_attr(not(test), expect(dead_code, reason = "queues are what has parcels"))]
-pub(crate) mod parcels;
-
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::sys::memory::Shared;
 
+pub(crate) mod extents;
 pub(crate) mod many;
+pub(crate) mod parcels;
 pub(crate) mod single;
 
 /// The shared memory as the protocol uses it: words that synchronise, and bytes that do not.

@@ -16,7 +16,10 @@ use nix::sys::mman::{MapFlags, MmapAdvise, ProtFlags, madvise, mmap, mmap_anonym
 use nix::sys::stat::fstat;
 use nix::sys::uio::pwrite;
 
+mod file;
 mod racing;
+
+pub(crate) use file::{admits, is_written, punch, read_at};
 
 /// Memory that can never become a program; nix lacks it.
 const MFD_NOEXEC_SEAL: u32 = 8;

@@ -15,6 +15,18 @@ pub(crate) fn allocate(_: BorrowedFd<'_>, _: usize) -> io::Result<()> {
 pub(crate) fn write_all_at(_: BorrowedFd<'_>, _: usize, _: &[u8]) -> io::Result<()> {
     unsupported()
 }
+pub(crate) fn admits(_: usize, _: usize) -> io::Result<()> {
+    unsupported()
+}
+pub(crate) fn read_at(_: BorrowedFd<'_>, _: usize, _: usize, _: &mut Vec<u8>) -> io::Result<()> {
+    unsupported()
+}
+pub(crate) fn punch(_: BorrowedFd<'_>, _: usize, _: usize) -> io::Result<()> {
+    unsupported()
+}
+pub(crate) fn is_written(_: BorrowedFd<'_>, _: usize, _: usize) -> io::Result<bool> {
+    unsupported()
+}
 pub(crate) fn growing(_: &str, _: usize) -> io::Result<Fd> {
     unsupported()
 }

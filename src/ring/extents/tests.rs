@@ -1,0 +1,3 @@
+//! Extents while processes die or stop: in a model, before any access they make.
+
+mod model;
