@@ -141,3 +141,23 @@ fn what_is_got_is_to_be_acknowledged() {
         assert_eq!(joined.unwrap(), 0);
     });
 }
+
+/// A queue, its permits and futures go from thread to thread, whatever its items may do.
+#[test]
+fn futures_are_send_whatever_the_items_are() {
+    fn is_send<T: Send>(_: &T) {}
+    fn is_all<T: Send + Sync + Unpin + 'static>() {}
+    type Item = std::cell::Cell<u64>;
+    is_all::<mp::Queue<Item>>();
+    is_all::<mp::JoinableQueue<Item>>();
+    is_all::<mp::SimpleQueue<Item>>();
+    is_all::<mp::Permit<'static, Item>>();
+    run(60, async {
+        let queue = mp::Queue::<Item>::new(0).unwrap();
+        let simple = mp::SimpleQueue::<Item>::new().unwrap();
+        is_send(&queue.put(Item::new(1)));
+        is_send(&queue.put_timeout(Item::new(1), SOON));
+        is_send(&(queue.get(), queue.get_timeout(SOON), queue.reserve(), queue.flush()));
+        is_send(&(simple.put(Item::new(1)), simple.get()));
+    });
+}

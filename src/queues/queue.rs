@@ -212,15 +212,12 @@ impl<T: Message> Queue<T> {
     /// If it has to wait outside of a runtime, or on one without I/O; and if the item's `Serialize` panics,
     /// which takes no slot.
     pub async fn put(&self, item: T) -> Result<(), PutError<T>> {
-        match self.put_encoded(&item).await {
-            Ok(()) => Ok(()),
-            Err(kind) => Err(PutError { item, kind }),
-        }
-    }
-
-    async fn put_encoded(&self, item: &T) -> Result<(), PutErrorKind> {
-        let mut item = Item::encode(item).map_err(PutErrorKind::Encode)?;
-        self.core.put(&mut item).await
+        // The item itself is not looked at while this waits: it may be of a type that no two threads may look at.
+        let put = match Item::encode(&item) {
+            Ok(mut encoded) => self.core.put(&mut encoded).await,
+            Err(error) => Err(PutErrorKind::Encode(error)),
+        };
+        put.map_err(|kind| PutError { item, kind })
     }
 
     /// [`put`](Self::put) for so long at most. Without any time it is tried once.
@@ -234,7 +231,10 @@ impl<T: Message> Queue<T> {
     /// # Panics
     /// As [`put`](Self::put) does.
     pub async fn put_timeout(&self, item: T, time: Duration) -> Result<(), PutError<T>> {
-        let put = within(time, self.put_encoded(&item)).await;
+        let put = match Item::encode(&item) {
+            Ok(mut encoded) => within(time, self.core.put(&mut encoded)).await,
+            Err(error) => Err(PutErrorKind::Encode(error)),
+        };
         put.and_then(|put| put.ok_or(PutErrorKind::Full)).map_err(|kind| PutError { item, kind })
     }
 
