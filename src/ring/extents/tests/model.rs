@@ -260,17 +260,12 @@ fn what_a_dead_consumer_was_reading_is_free_and_what_it_had_not_taken_is_there()
 }
 
 fn a_reaper_ends(fate: Fate) -> bool {
-    let scene = Scene::new(2, ITEM);
-    // One extent is in the ring, and one was to get there.
+    let scene = Scene::new(1, ITEM);
     scene.bury(1, |process| process.put(1));
-    scene.bury(2, |process| {
-        let reserved = process.extents().reserve(ITEM).unwrap().unwrap();
-        reserved.commit(process.actor.load(TAIL, Relaxed)).unwrap();
-    });
-    let mortal = scene.spawn(3, fate, |process| process.extents().reap());
-    let other = scene.process(4, Fate::Lives);
+    let mortal = scene.spawn(2, fate, |process| process.extents().reap());
+    let other = scene.process(3, Fate::Lives);
     assert!(other.get());
-    other.put(3);
+    other.put(2);
     let ended = mortal.join().unwrap();
     scene.assert_sound(0);
     ended

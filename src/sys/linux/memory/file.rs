@@ -78,6 +78,10 @@ pub(crate) fn is_written(fd: BorrowedFd, offset: usize, len: usize) -> io::Resul
 mod tests {
     use std::os::fd::AsFd;
 
+    use nix::sys::resource::setrlimit;
+
+    use super::super::super::fd::poll_readable;
+    use super::super::super::process::{Exit, Fork, exit_now, fork, pidfd_open, try_wait};
     use super::super::{sparse, write_all_at};
     use super::*;
 
@@ -113,5 +117,24 @@ mod tests {
         assert!(read_at(fd.as_fd(), 0, usize::MAX / 2, &mut into).is_err());
         assert!(admits(1 << 40, PAGE).is_ok());
         assert_eq!(admits(1 << 60, 1 << 50).unwrap_err().raw_os_error(), Some(libc::ENOMEM));
+    }
+
+    #[test]
+    fn who_may_not_have_long_files_is_told_and_not_ended() {
+        let fd = sparse("test", 1 << 40, 0).unwrap();
+        let child = |act: fn(BorrowedFd) -> io::Result<()>| match fork().unwrap() {
+            Fork::Child => {
+                setrlimit(Resource::RLIMIT_FSIZE, 1 << 30, 1 << 30).unwrap();
+                exit_now(act(fd.as_fd()).err().and_then(|error| error.raw_os_error()).unwrap_or(0))
+            }
+            Fork::Parent { pid } => {
+                let child = pidfd_open(pid).unwrap();
+                poll_readable(child.as_fd(), None).unwrap();
+                try_wait(child.as_fd()).unwrap().unwrap()
+            }
+        };
+        assert_eq!(child(|_| admits(1 << 30, 1)), Exit::Code(0));
+        assert_eq!(child(|_| admits((1 << 30) + 1, 1)), Exit::Code(libc::EFBIG));
+        assert!(matches!(child(|fd| write_all_at(fd, 1 << 30, b"x")), Exit::Signal { .. }));
     }
 }
