@@ -24,7 +24,7 @@ use crate::ring::many::{Front, Layout, Mark, Ring};
 use crate::ring::parcels::{Opened, Parcels, Place};
 use crate::ring::{Corrupt, extents};
 use crate::synchronize::object::{Kind, Object, SIZE};
-use crate::synchronize::protocol::{Here, Identity, World, bells, cells};
+use crate::synchronize::protocol::{Cell, Here, Identity, World, bells, cells};
 use crate::synchronize::wait::{Turn, proceed, sleep, wait};
 use crate::synchronize::{LOCK, Lock};
 use crate::sys::kept::Kept;
@@ -821,24 +821,46 @@ impl Core {
             drop(held);
             return if self.is_over() { Err(GetError::ShutDown) } else { Ok(Taken::Empty) };
         };
-        let acknowledged = if self.design().joinable { Some(self.0.done.cell()?) } else { None };
+        // Before anything is taken, as there may be no cell.
+        let acknowledges = if self.design().joinable { Some(self.0.done.cell()?) } else { None };
         item.bytes.clear();
         ring.copy_out(&front, &mut item.bytes);
-        let opened = self.open_beside(&front, &item.bytes)?;
-        if let Some(cell) = acknowledged {
-            acks::intend(self.0.done.words(), cell, front.ticket.sequence());
+        if front.flags != 0 {
+            return self.take_with_beside(item, &front, held, acknowledges);
         }
-        ring.take(&front);
-        if let Some(cell) = acknowledged {
-            acks::count(self.0.done.words(), cell, ring.head().sequence());
-        }
-        let Some((parts, parcel, extent)) = opened else {
+        self.commit(&front, acknowledges);
+        drop(held);
+        item.body_at = 0;
+        self.ring_after_get(false);
+        Ok(Taken::Item)
+    }
+
+    /// The item is this process's from here on. With the consumers' lock.
+    fn commit(&self, front: &Front, acknowledges: Option<Cell>) {
+        let Some(cell) = acknowledges else { return self.0.ring.take(front) };
+        acks::intend(self.0.done.words(), cell, front.ticket.sequence());
+        self.0.ring.take(front);
+        acks::count(self.0.done.words(), cell, self.0.ring.head().sequence());
+    }
+
+    /// [`take`](Self::take), of an item that lies in an extent, or has handles.
+    #[cold]
+    fn take_with_beside(
+        &self,
+        item: &mut Arrived,
+        front: &Front,
+        held: Held<'_>,
+        acknowledges: Option<Cell>,
+    ) -> Result<Taken, GetError> {
+        let beside = self.open_beside(front, &item.bytes)?;
+        self.commit(front, acknowledges);
+        let Some((parts, parcel, extent)) = beside else {
             return Err(GetError::Failed(Corrupt.into()));
         };
         item.body_at = parts.body_at;
         item.attachments = parcel.map_or_else(Vec::new, |parcel| parcel.consume());
         drop(held);
-        self.ring_after_get(parts.label.is_some() || parts.extent.is_some());
+        self.ring_after_get(true);
         if let Some(extent) = extent {
             item.bytes.clear();
             item.body_at = 0;

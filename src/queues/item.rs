@@ -15,7 +15,14 @@ use crate::sys::Fd;
 #[derive(Debug)]
 pub(super) struct Item {
     frame: Vec<u8>,
-    parcel: Option<Parcel>,
+    /// Few items have any: so it is small here.
+    handles: Option<Box<Handles>>,
+}
+
+/// What goes beside an item.
+#[derive(Debug)]
+struct Handles {
+    parcel: Parcel,
     /// What moves with it, until it was put.
     departures: Departures,
 }
@@ -51,12 +58,12 @@ impl Item {
         // What panics in here loses the scratch memory, and nothing else.
         match reduction::encode_uncommitted::<MessagePack, T>(value, &mut frame, Peer::AnyBuild) {
             Ok((attachments, departures)) => {
-                let parcel = Parcel::new(attachments);
-                if let Some(parcel) = &parcel {
+                let handles = Parcel::new(attachments).map(|parcel| {
                     frame.splice(HEAD..HEAD, parcel.label().to_bytes());
-                }
-                many::seal(&mut frame, if parcel.is_some() { PARCEL } else { 0 });
-                Ok(Self { frame, parcel, departures })
+                    Box::new(Handles { parcel, departures })
+                });
+                many::seal(&mut frame, if handles.is_some() { PARCEL } else { 0 });
+                Ok(Self { frame, handles })
             }
             Err(error) => {
                 keep(frame);
@@ -67,7 +74,7 @@ impl Item {
 
     /// Where what it was encoded to begins.
     fn body_at(&self) -> usize {
-        HEAD + if self.parcel.is_some() { Label::LEN } else { 0 }
+        HEAD + if self.handles.is_some() { Label::LEN } else { 0 }
     }
 
     /// What goes into the ring if it is not large.
@@ -84,31 +91,34 @@ impl Item {
     pub(super) fn reference(&self, extent: usize) -> Vec<u8> {
         let mut frame = self.frame[..self.body_at()].to_vec();
         frame.extend((extent as u64).to_le_bytes());
-        many::seal(&mut frame, EXTENT | if self.parcel.is_some() { PARCEL } else { 0 });
+        many::seal(&mut frame, EXTENT | if self.handles.is_some() { PARCEL } else { 0 });
         frame
     }
 
     /// Makes what takes system calls, ahead of any lock.
     pub(super) fn pack(&mut self) -> Result<()> {
-        Ok(self.parcel.as_mut().map_or(Ok(()), Parcel::pack)?)
+        Ok(self.parcel().map_or(Ok(()), Parcel::pack)?)
     }
 
     pub(super) fn parcel(&mut self) -> Option<&mut Parcel> {
-        self.parcel.as_mut()
+        self.handles.as_mut().map(|handles| &mut handles.parcel)
     }
 
     /// It was put: what moves with it is gone from here.
     pub(super) fn commit(&mut self) {
-        std::mem::take(&mut self.departures).commit();
-        self.parcel = None;
+        if let Some(handles) = self.handles.take() {
+            handles.departures.commit();
+        }
         keep(std::mem::take(&mut self.frame));
     }
 
     /// It waits in this process: what moves with it is gone from here, too.
     pub(super) fn waiting(&mut self) -> Self {
-        std::mem::take(&mut self.departures).commit();
-        let (frame, parcel) = (std::mem::take(&mut self.frame), self.parcel.take());
-        Self { frame, parcel, departures: Departures::default() }
+        let handles = self.handles.take().map(|mut handles| {
+            std::mem::take(&mut handles.departures).commit();
+            handles
+        });
+        Self { frame: std::mem::take(&mut self.frame), handles }
     }
 }
 
