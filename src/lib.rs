@@ -162,8 +162,8 @@ pub use process::{
     CurrentProcess, ExitReason, ExitStatus, JoinHandle, ParentProcess, Process, ProcessBuilder, Run,
     Sentinel, active_children, cpu_count, current_process, exit, parent_process, spawn, usable_cpu_count,
 };
-#[cfg(multiprocess)]
 pub use queues::{GetError, JoinableQueue, Permit, PutError, PutErrorKind, Queue, SimpleQueue};
+#[cfg(multiprocess)]
 pub use reduction::handle::Handle;
 pub use reduction::{Blob, Message};
 pub use shared_memory::{ShareableList, ShareableValue, SharedMemory, SharedMemoryBuilder};

@@ -27,6 +27,7 @@ use crate::synchronize::object::{Kind, Object, SIZE};
 use crate::synchronize::protocol::{Cell, Here, Identity, World, bells, cells};
 use crate::synchronize::wait::{Turn, proceed, sleep, wait};
 use crate::synchronize::{LOCK, Lock};
+use crate::sys::fd::is_exhausted;
 use crate::sys::kept::Kept;
 use crate::sys::memory::{self, Shared};
 use crate::sys::per_process::{PerProcess, process_token};
@@ -140,7 +141,10 @@ static SLOTS: Kind = Kind {
 static ROOM: Kind = Kind {
     code: 9,
     name: "queue",
-    ready: |object, _| if ring_from(object, Part::Room).free() > 0 { usize::MAX } else { 0 },
+    ready: |object, _| {
+        let may_go_on = ring_from(object, Part::Room).free() > 0 || is_shut_down_from(object, Part::Room);
+        if may_go_on { usize::MAX } else { 0 }
+    },
     passes_on: false,
     reap: |_, _| {},
     claimed: |_, _| {},
@@ -309,7 +313,7 @@ impl Core {
             };
             Object::lay(&memory.from(part.at()), kind, configuration)?;
         }
-        Self::adopt(fd, Parcels::new()?, memory)
+        Self::adopt(fd, Parcels::new()?, memory, &mut lock(KNOWN.get()))
     }
 
     /// What has arrived in a message, from whomever.
@@ -317,15 +321,14 @@ impl Core {
         let memory = Shared::map_first(fd.as_fd(), MAPPED)?;
         let key = Object::key_at(&memory.from(Part::Items.at()));
         let identity = sys::fd::identity(fd.as_fd())?;
-        let there = {
-            let known = lock(KNOWN.get());
-            let of_this_key = known.iter().filter(|(of, _)| *of == key);
-            of_this_key.filter_map(|(_, inner)| inner.upgrade()).collect::<Vec<_>>()
-        };
         let same = |inner: &Arc<Inner>| sys::fd::identity(inner.fd.as_fd()).is_ok_and(|of| of == identity);
-        match there.into_iter().find(same) {
-            Some(inner) => Ok(Self(inner)),
-            None => Self::adopt(fd, parcels, memory),
+        // Held all the while, so that it is not there twice.
+        let mut known = lock(KNOWN.get());
+        let of_this_key = known.iter().filter(|(of, _)| *of == key);
+        let there: Vec<_> = of_this_key.filter_map(|(_, inner)| inner.upgrade()).collect();
+        match there.iter().find(|inner| same(inner)) {
+            Some(inner) => Ok(Self(inner.clone())),
+            None => Self::adopt(fd, parcels, memory, &mut known),
         }
     }
 
@@ -340,7 +343,7 @@ impl Core {
         ]
     }
 
-    fn adopt(fd: Fd, parcels: Parcels, memory: Shared) -> Result<Self> {
+    fn adopt(fd: Fd, parcels: Parcels, memory: Shared, known: &mut Known) -> Result<Self> {
         if memory::len(fd.as_fd())? != WHOLE {
             return Err(Error::Malformed("it is another object than expected"));
         }
@@ -364,7 +367,6 @@ impl Core {
         });
         let core = Self(inner);
         core.flags()?;
-        let mut known = lock(KNOWN.get());
         known.retain(|(_, inner)| inner.strong_count() > 0);
         known.push((core.0.items.key(), Arc::downgrade(&core.0)));
         Ok(core)
@@ -420,8 +422,8 @@ impl Core {
     pub(super) fn close(&self) {
         if self.flags().is_ok() {
             self.0.state.fetch_or(CLOSED, Ordering::AcqRel);
-            // Who sleeps here learns of it.
-            self.wake_all();
+            let Inner { items, slots, room, .. } = &*self.0;
+            [items, slots, room].into_iter().for_each(Object::wake_here);
         }
     }
 
@@ -439,11 +441,6 @@ impl Core {
 
     fn is_shut_down(&self) -> bool {
         self.0.memory.atomic_u64(SHUT_DOWN).load(Ordering::Acquire) != 0
-    }
-
-    fn wake_all(&self) {
-        let Inner { items, slots, room, done, .. } = &*self.0;
-        [items, slots, room, done].into_iter().for_each(Object::call_all);
     }
 }
 
@@ -610,6 +607,7 @@ impl Core {
     pub(super) fn give_back(&self) {
         self.give_up(Slot::Reserved);
         self.0.slots.call_one();
+        self.call_if_over();
     }
 
     /// Reserves a slot once there is one.
@@ -692,7 +690,7 @@ impl Core {
         let Some(parcel) = item.parcel() else { return Ok(true) };
         match self.0.parcels.send(self.0.ring.tail().0, parcel) {
             Ok(()) => Ok(true),
-            Err(error) if is_full(&error) => Ok(false),
+            Err(error) if is_full(&error) || is_exhausted(&error) => Ok(false),
             Err(error) => Err(error.into()),
         }
     }
@@ -704,7 +702,8 @@ impl Core {
             && self.0.ring.free() >= item.frame().len() as u64
     }
 
-    /// Moves some of what waits in this process into the ring; `None` if others have the lock.
+    /// Moves some of what waits in this process into the ring; `None` if others have the lock. After that
+    /// [`call_after_feed`](Self::call_after_feed) is to be called.
     pub(super) fn feed(&self, waiting: &mut VecDeque<Item>) -> Result<Option<Fed>> {
         // Of a large one ahead of the lock; those behind it have their turn next time.
         let mut extent = match waiting.front() {
@@ -716,7 +715,7 @@ impl Core {
             }
             _ => None,
         };
-        let Some(held) = self.patient_hold() else { return Ok(None) };
+        let Some(_held) = self.patient_hold() else { return Ok(None) };
         let mut moved = 0;
         let mut fed = Fed::All;
         while let Some(item) = waiting.front_mut() {
@@ -738,11 +737,13 @@ impl Core {
                 });
             }
         }
-        drop(held);
-        if moved > 0 {
-            self.0.items.call_one();
-        }
         Ok(Some(fed))
+    }
+
+    /// After items were moved: tells who gets. Without any lock, as wakers are others' code.
+    pub(super) fn call_after_feed(&self) {
+        self.0.items.call_one();
+        self.call_if_over();
     }
 
     /// Waits until nobody else has the producers' lock.
@@ -921,6 +922,13 @@ impl Core {
             && self.0.ring.items() == 0
     }
 
+    /// After something is held no more: who gets may have waited for that alone.
+    fn call_if_over(&self) {
+        if self.is_shut_down() {
+            self.0.items.call_all();
+        }
+    }
+
     /// How many items there are, at an instant during the call: in the ring and with those who put them.
     pub(super) fn len(&self) -> u64 {
         let waiting = slots::held(self.0.slots.words(), &Here, true).waiting;
@@ -959,7 +967,8 @@ impl Core {
     /// Has nothing put any more.
     pub(super) fn shut_down(&self) {
         self.0.memory.atomic_u64(SHUT_DOWN).store(1, Ordering::SeqCst);
-        self.wake_all();
+        let Inner { items, slots, room, .. } = &*self.0;
+        [items, slots, room].into_iter().for_each(Object::call_all);
     }
 }
 

@@ -13,7 +13,7 @@ use tokio::task::yield_now;
 
 use super::core::{Core, Fed};
 use super::item::Item;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::reactor;
 use crate::sys;
 use crate::sys::per_process::PerProcess;
@@ -131,6 +131,7 @@ impl Drop for Feeder {
 async fn feed(core: &Core, backlog: &Backlog) {
     loop {
         let fed = core.feed(&mut lock(&backlog.items));
+        core.call_after_feed();
         let step = match fed {
             Ok(Some(Fed::All)) if is_done(core, backlog) => return,
             Ok(Some(Fed::All | Fed::Some)) => {
@@ -139,6 +140,11 @@ async fn feed(core: &Core, backlog: &Backlog) {
             }
             Ok(None) => core.producers_pause().await,
             Ok(Some(Fed::NoRoom)) => wait_for_room(core, backlog).await,
+            // Of memory, or of descriptors: there may be some again.
+            Err(Error::Io(error)) => {
+                tracing::debug!(%error, "items wait for what the system lacks");
+                wait_for_room(core, backlog).await
+            }
             Err(error) => Err(error),
         };
         if let Err(error) = step {
@@ -179,6 +185,8 @@ fn is_done(core: &Core, backlog: &Backlog) -> bool {
 
 /// How often it is looked whether anybody is left who could get.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// In how many looks nobody was there: a child to which the queue was given may not have read that yet.
+const ALONE: u32 = 10;
 
 /// At the end of this process: moves what waits. Who is to get it may take as long as it likes; once nobody else
 /// has the queue, it is over.
@@ -194,7 +202,9 @@ fn finish() {
             };
             let Some((core, backlog)) = next else { return };
             let abandoned = async {
-                while core.is_shared() {
+                let mut alone = 0;
+                while alone < ALONE {
+                    alone = if core.is_shared() { 0 } else { alone + 1 };
                     if reactor::sleep(LOOK_EVERY).await.is_err() {
                         return;
                     }

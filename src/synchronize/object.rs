@@ -259,6 +259,11 @@ impl Object {
         }
     }
 
+    /// Has all who sleep in this process look again.
+    pub(crate) fn wake_here(&self) {
+        Exchange::get().wake_all(self);
+    }
+
     /// Whether there is somebody there.
     fn ring(&self, cell: Cell) -> bool {
         if self.own_cell() == Some(cell) {
