@@ -37,15 +37,17 @@ thread_local! {
     static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
 }
 
-/// How much of it is kept.
+/// How much of it is kept in any case, and at most.
 const KEPT: usize = 64 << 10;
+const MOST: usize = 16 << 20;
 
 fn scratch() -> Vec<u8> {
     SCRATCH.take()
 }
 
+/// What one large item was in is kept for the next; who goes on with small ones gives it back.
 fn keep(mut scratch: Vec<u8>) {
-    if scratch.capacity() <= KEPT {
+    if scratch.capacity() <= KEPT.max(4 * scratch.len()).min(MOST) {
         scratch.clear();
         SCRATCH.set(scratch);
     }
