@@ -208,6 +208,54 @@ def lock_contended(count, _):
     return taken / (2 * count)
 
 
+def queue_put(queue, connection, item, count):
+    if os.cpu_count() > 1:
+        os.sched_setaffinity(0, range(1, os.cpu_count()))
+    connection.send_bytes(b"r")
+    connection.recv_bytes()
+    for number in range(count):
+        queue.put(number if item is None else item)
+    connection.send_bytes(b"d")
+
+
+def queue_get(queue, connection, size, count):
+    os.sched_setaffinity(0, {0})
+    connection.send_bytes(b"r")
+    connection.recv_bytes()
+    for _ in range(count):
+        item = queue.get()
+        if size:
+            assert len(item) == size and not any(item[::4096])
+    connection.send_bytes(b"d")
+
+
+def queue_items(producers, count, size):
+    context = multiprocessing.get_context("spawn")
+    queue = context.Queue()
+    members = []
+
+    def enlist(target, what, count):
+        here, there = multiprocessing.Pipe()
+        process = context.Process(target=target, args=(queue, there, what, count))
+        process.start()
+        members.append((here, process))
+
+    enlist(queue_get, size, count)
+    for _ in range(producers):
+        enlist(queue_put, bytes(size) if size else None, count // producers)
+    for here, _ in members:
+        here.recv_bytes()
+    begin = time.perf_counter()
+    for here, _ in members:
+        here.send_bytes(b"g")
+    for here, _ in members:
+        here.recv_bytes()
+    taken = time.perf_counter() - begin
+    for _, process in members:
+        process.join()
+    return taken / count
+
+
 def main(workload, processes, count, size):
     if workload.startswith("start_join_"):
         print(start_join(workload.removeprefix("start_join_"), count))
@@ -220,6 +268,9 @@ def main(workload, processes, count, size):
     run = globals()[workload]
     if workload.startswith(("connection_", "lock_")):
         print(run(count, size))
+        return
+    if workload.startswith("queue_"):
+        print(run(processes, count, size))
         return
     args = (size,) if workload.startswith("payload_") else ()
     with multiprocessing.Pool(processes) as pool:

@@ -64,8 +64,13 @@ impl Figure {
 
     /// Prints the figure beside a limit that is a time.
     pub(crate) fn print_within(&self, limit: Duration) {
-        let verdict = said(median(self.rounds.clone()) <= limit.as_secs_f64());
+        let verdict = said(self.typical() <= limit.as_secs_f64());
         println!("{}  at most {limit:?}: {verdict}", self.columns());
+    }
+
+    /// What one operation took in the median of the rounds, in seconds.
+    pub(crate) fn typical(&self) -> f64 {
+        median(self.rounds.clone())
     }
 
     fn columns(&self) -> String {
@@ -128,10 +133,23 @@ pub(crate) struct KeptOn(CpuSet);
 impl KeptOn {
     /// Where there is no such processor, nothing changes.
     pub(crate) fn processor(number: usize) -> Self {
+        let mut one = CpuSet::new();
+        let _ = one.set(number);
+        Self::on(|_| one)
+    }
+
+    /// Any but this one, if there are others.
+    pub(crate) fn others(number: usize) -> Self {
+        Self::on(|mut all| {
+            let _ = all.unset(number);
+            all
+        })
+    }
+
+    fn on(which: impl FnOnce(CpuSet) -> CpuSet) -> Self {
         let this_thread = Pid::from_raw(0);
         let before = sched_getaffinity(this_thread).expect("the processors");
-        let mut one = CpuSet::new();
-        let _ = one.set(number).and_then(|()| sched_setaffinity(this_thread, &one));
+        let _ = sched_setaffinity(this_thread, &which(before));
         Self(before)
     }
 }

@@ -8,15 +8,23 @@
 mod anchor;
 mod by_hand;
 mod channel;
+mod channel_crew;
 mod connections;
 #[path = "../../support/contender.rs"]
 mod contender;
+#[path = "../../support/crew.rs"]
+mod crew;
+#[path = "../../support/goods.rs"]
+mod goods;
 mod kills;
 mod locks;
 mod once;
 mod payloads;
 #[path = "../../support/peer.rs"]
 mod peer;
+#[path = "../../support/queue_crew.rs"]
+mod queue_crew;
+mod queues;
 #[path = "../../support/mod.rs"]
 mod support;
 
@@ -67,6 +75,10 @@ fn main() {
     if wants("locks") {
         let current = Builder::new_current_thread().enable_all().build().expect("a runtime");
         locks::compare(&current, python);
+    }
+    if wants("queues") {
+        let current = Builder::new_current_thread().enable_all().build().expect("a runtime");
+        queues::compare(&current, python);
     }
     if wants("payloads") {
         payloads::compare(&multi, python);
