@@ -36,10 +36,7 @@ use crate::sys::{self, AsFd, BorrowedFd, Fd};
 use crate::util::lock;
 
 /// How many bytes the ring has.
-const CAPACITY: usize = 1 << 20;
-/// Items that are longer lie in extents, so that no single one keeps all others out of the ring.
-const LONGEST: usize = CAPACITY / 4;
-
+pub(super) const CAPACITY: usize = 1 << 20;
 /// What sleeps for one thing has a part of its own, so that whoever is rung for can use what the ring is for.
 #[derive(Clone, Copy)]
 enum Part {
@@ -449,7 +446,7 @@ impl Core {
     /// Puts an item for a slot, and waits until there is one. If it fails the item is where it was.
     pub(super) async fn put(&self, item: &mut Item) -> Result<(), PutErrorKind> {
         item.pack()?;
-        if item.frame().len() > LONGEST {
+        if item.is_large() {
             return self.put_large(item).await;
         }
         proceed().await;
@@ -507,7 +504,7 @@ impl Core {
 
     /// Writes a large item to an extent; `None` if it is not large, or there is none.
     fn lay_out(&self, item: &Item) -> Result<Option<Extent<'_>>> {
-        if item.frame().len() <= LONGEST || self.flags()? & WAITING != 0 {
+        if !item.is_large() || self.flags()? & WAITING != 0 {
             return Ok(None);
         }
         let extent = self.extents().reserve(item.body().len())?;
@@ -552,10 +549,11 @@ impl Core {
         if flags & CLOSED != 0 {
             return Err(PutErrorKind::Closed);
         }
+        let Some(held) = held else { return Ok(Offer::Busy) };
+        // With the lock: see `is_over`.
         if self.is_shut_down() {
             return Err(PutErrorKind::ShutDown);
         }
-        let Some(held) = held else { return Ok(Offer::Busy) };
         if slot == Slot::Free && !self.has_slot(looks) {
             return Ok(Offer::Full);
         }
@@ -578,6 +576,12 @@ impl Core {
     /// Leaves an item with this process's others, without the lock.
     fn wait_in_process(&self, item: &mut Item, slot: Slot) -> Result<(), PutErrorKind> {
         self.count_waiting(slot)?;
+        // After it counts: whoever is told that the queue is over has seen that it does not.
+        if self.is_shut_down() {
+            self.count_fewer_waiting(1);
+            self.call_if_over();
+            return Err(PutErrorKind::ShutDown);
+        }
         feeder::push(self, item);
         Ok(())
     }
@@ -644,10 +648,10 @@ impl Core {
         if self.flags()? & CLOSED != 0 {
             return Err(PutErrorKind::Closed);
         }
+        let Some(_held) = held else { return Ok(Offer::Busy) };
         if self.is_shut_down() {
             return Err(PutErrorKind::ShutDown);
         }
-        let Some(_held) = held else { return Ok(Offer::Busy) };
         if !self.has_slot(looks) {
             return Ok(Offer::Full);
         }
@@ -674,7 +678,7 @@ impl Core {
         let reference = extent.as_ref().map(|extent| item.reference(extent.entry()));
         let len = reference.as_ref().map_or(item.frame().len(), Vec::len);
         // The last to be asked, as a parcel that was sent is not called back.
-        if len > LONGEST || !ring.has_room(len)? || !self.send_parcel(item)? {
+        if extent.is_none() && item.is_large() || !ring.has_room(len)? || !self.send_parcel(item)? {
             return Ok(false);
         }
         if let Some(extent) = extent.take() {
@@ -697,9 +701,7 @@ impl Core {
 
     /// Whether there is room for an item; of one with handles, or in an extent, that shows when it is tried.
     pub(super) fn may_have_room(&self, item: &mut Item) -> bool {
-        item.frame().len() <= LONGEST
-            && item.parcel().is_none()
-            && self.0.ring.free() >= item.frame().len() as u64
+        !item.is_large() && item.parcel().is_none() && self.0.ring.free() >= item.frame().len() as u64
     }
 
     /// Moves some of what waits in this process into the ring; `None` if others have the lock. After that
@@ -707,7 +709,7 @@ impl Core {
     pub(super) fn feed(&self, waiting: &mut VecDeque<Item>) -> Result<Option<Fed>> {
         // Of a large one ahead of the lock; those behind it have their turn next time.
         let mut extent = match waiting.front() {
-            Some(item) if item.frame().len() > LONGEST => {
+            Some(item) if item.is_large() => {
                 let extent = self.extents().reserve(item.body().len())?;
                 let Some(extent) = extent else { return Ok(Some(Fed::NoRoom)) };
                 extent.write(0, item.body())?;
@@ -720,7 +722,7 @@ impl Core {
         let mut fed = Fed::All;
         while let Some(item) = waiting.front_mut() {
             let has_extent = extent.is_some();
-            if moved == MOST || item.frame().len() > LONGEST && !has_extent {
+            if moved == MOST || item.is_large() && !has_extent {
                 fed = Fed::Some;
                 break;
             }
@@ -730,14 +732,25 @@ impl Core {
             }
             moved += 1;
             waiting.pop_front();
-            if let Some(cell) = self.0.slots.own_cell() {
-                slots::update(self.0.slots.words(), cell, |held| slots::Held {
-                    waiting: held.waiting.saturating_sub(1),
-                    ..held
-                });
-            }
+            self.count_fewer_waiting(1);
         }
         Ok(Some(fed))
+    }
+
+    fn count_fewer_waiting(&self, fewer: usize) {
+        if let Some(cell) = self.0.slots.own_cell() {
+            slots::update(self.0.slots.words(), cell, |held| slots::Held {
+                waiting: held.waiting.saturating_sub(fewer as u32),
+                ..held
+            });
+        }
+    }
+
+    /// Gives up items that waited: nobody will get them.
+    pub(super) fn forget_waiting(&self, items: VecDeque<Item>) {
+        self.count_fewer_waiting(items.len());
+        self.0.slots.call_all();
+        self.0.done.call_all();
     }
 
     /// After items were moved: tells who gets. Without any lock, as wakers are others' code.
@@ -916,10 +929,12 @@ impl Core {
 
     /// Whether nothing will ever be got any more.
     fn is_over(&self) -> bool {
-        // In the order in which items go.
-        self.is_shut_down()
-            && slots::held(self.0.slots.words(), &Here, true).all() == 0
-            && self.0.ring.items() == 0
+        if !self.is_shut_down() {
+            return false;
+        }
+        // Who has the lock may have come before that, and put something yet; who comes later does not.
+        let Some(_held) = Held::try_take(&self.0.producers) else { return false };
+        slots::held(self.0.slots.words(), &Here, true).all() == 0 && self.0.ring.items() == 0
     }
 
     /// After something is held no more: who gets may have waited for that alone.

@@ -69,10 +69,10 @@ pub(super) async fn flush(core: &Core) {
     loop {
         let Some(backlog) = of(core) else { return };
         let fed = backlog.fed.notified();
-        if of(core).is_none() {
-            return;
+        // Else this one was emptied before that, and it may be another one that waits.
+        if of(core).is_some_and(|now| Arc::ptr_eq(&now, &backlog)) {
+            fed.await;
         }
-        fed.await;
     }
 }
 
@@ -149,7 +149,7 @@ async fn feed(core: &Core, backlog: &Backlog) {
         };
         if let Err(error) = step {
             tracing::error!(%error, "items that waited for room are lost");
-            lock(&backlog.items).clear();
+            core.forget_waiting(std::mem::take(&mut *lock(&backlog.items)));
         }
     }
 }
@@ -214,7 +214,7 @@ fn finish() {
                 biased;
                 () = feed(&core, &backlog) => {}
                 () = abandoned => {
-                    lock(&backlog.items).clear();
+                    core.forget_waiting(std::mem::take(&mut *lock(&backlog.items)));
                     is_done(&core, &backlog);
                 }
             }

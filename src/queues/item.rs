@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use super::core::CAPACITY;
 use crate::error::Result;
 use crate::reduction::{self, CodecError, Departures, Incoming, Message, MessagePack, Peer};
 use crate::ring::many::{self, HEAD};
@@ -26,6 +27,9 @@ struct Handles {
     /// What moves with it, until it was put.
     departures: Departures,
 }
+
+/// The longest frame in the ring: a quarter of it, so that no single item keeps all others out.
+const LONGEST: usize = CAPACITY / 4;
 
 /// An item has handles: its frame begins with a label.
 const PARCEL: u32 = 1;
@@ -64,14 +68,27 @@ impl Item {
                     frame.splice(HEAD..HEAD, parcel.label().to_bytes());
                     Box::new(Handles { parcel, departures })
                 });
-                many::seal(&mut frame, if handles.is_some() { PARCEL } else { 0 });
-                Ok(Self { frame, handles })
+                let mut item = Self { frame, handles };
+                if !item.is_large() {
+                    let flags = item.flags();
+                    many::seal(&mut item.frame, flags);
+                }
+                Ok(item)
             }
             Err(error) => {
                 keep(frame);
                 Err(error)
             }
         }
+    }
+
+    /// Whether it lies in an extent.
+    pub(super) fn is_large(&self) -> bool {
+        self.frame.len() > LONGEST
+    }
+
+    fn flags(&self) -> u32 {
+        if self.handles.is_some() { PARCEL } else { 0 }
     }
 
     /// Where what it was encoded to begins.
@@ -93,7 +110,7 @@ impl Item {
     pub(super) fn reference(&self, extent: usize) -> Vec<u8> {
         let mut frame = self.frame[..self.body_at()].to_vec();
         frame.extend((extent as u64).to_le_bytes());
-        many::seal(&mut frame, EXTENT | if self.handles.is_some() { PARCEL } else { 0 });
+        many::seal(&mut frame, EXTENT | self.flags());
         frame
     }
 
