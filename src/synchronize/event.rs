@@ -129,6 +129,12 @@ impl Event {
     }
 }
 
+impl Event {
+    pub(crate) fn object(&self) -> &Object {
+        &self.object
+    }
+}
+
 impl<'de> Deserialize<'de> for Event {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         Ok(Self { object: Object::deserialize(&KIND, deserializer)? })

@@ -46,11 +46,28 @@ struct State {
     next: u64,
 }
 
-/// Those who sleep for one object, in the order in which they came.
+/// What somebody wants who sleeps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Aim {
+    /// Something that is given to one and to no other.
+    #[default]
+    Take,
+    /// To know that there is something: all of them are told, and what it is goes to others all the same.
+    Look,
+}
+
+/// Those who sleep for one object.
 struct Room {
     object: Object,
+    takers: Line,
+    onlookers: Line,
+}
+
+/// Some of them, in the order in which they came.
+#[derive(Default)]
+struct Line {
     sleepers: VecDeque<Sleeper>,
-    /// How many of them were not told to look again.
+    /// How many were not told to look again.
     asleep: usize,
 }
 
@@ -100,7 +117,7 @@ impl Exchange {
     ///
     /// # Panics
     /// Outside of a runtime, and on one without I/O.
-    pub(crate) fn enter(&'static self, object: &Object, waker: &Waker) -> crate::Result<u64> {
+    pub(crate) fn enter(&'static self, object: &Object, aim: Aim, waker: &Waker) -> crate::Result<u64> {
         let cell = object.cell()?;
         object.put_door(cell, self.door()?.name());
         self.watch()?;
@@ -110,8 +127,9 @@ impl Exchange {
         let number = state.next;
         state.next += 1;
         let room = state.rooms.entry(object.place()).or_insert_with(|| Room::new(object));
-        room.sleepers.push_back(Sleeper { number, waker });
-        room.asleep += 1;
+        let line = room.line(aim);
+        line.sleepers.push_back(Sleeper { number, waker });
+        line.asleep += 1;
         state.watchers.values().for_each(|ticker| ticker.start_anew());
         bells::announce(object.words(), cell);
         Ok(number)
@@ -121,14 +139,21 @@ impl Exchange {
     ///
     /// # Errors
     /// As those of [`enter`](Self::enter). It sleeps on then.
-    pub(crate) fn stir(&'static self, object: &Object, number: u64, waker: &Waker) -> crate::Result<bool> {
+    pub(crate) fn stir(
+        &'static self,
+        object: &Object,
+        aim: Aim,
+        number: u64,
+        waker: &Waker,
+    ) -> crate::Result<bool> {
         self.watch()?;
         let cell = object.cell()?;
         let waker = waker.clone();
         let mut state = lock(&self.state);
         let before = state.rooms.get_mut(&object.place()).and_then(|room| {
-            let before = room.find(number)?.waker.replace(waker);
-            room.asleep += usize::from(before.is_none());
+            let line = room.line(aim);
+            let before = line.find(number)?.waker.replace(waker);
+            line.asleep += usize::from(before.is_none());
             Some(before)
         });
         bells::announce(object.words(), cell);
@@ -138,16 +163,13 @@ impl Exchange {
 
     /// Somebody sleeps for an object no more. What it leaves, and what it was called for if it goes without
     /// it, is others'.
-    pub(crate) fn leave(&self, object: &Object, number: u64) {
+    pub(crate) fn leave(&self, object: &Object, aim: Aim, number: u64) {
         let mut state = lock(&self.state);
         let mut left = None;
         let mut empty = None;
         if let Some(room) = state.rooms.get_mut(&object.place()) {
-            if let Ok(at) = room.sleepers.binary_search_by_key(&number, |sleeper| sleeper.number) {
-                left = room.sleepers.remove(at);
-                room.asleep -= usize::from(left.as_ref().is_some_and(|sleeper| sleeper.waker.is_some()));
-            }
-            if room.sleepers.is_empty() {
+            left = room.line(aim).remove(number);
+            if room.takers.sleepers.is_empty() && room.onlookers.sleepers.is_empty() {
                 empty = state.rooms.remove(&object.place());
                 // With the lock, so that a bit always means that somebody is in the room.
                 if let Some(cell) = object.own_cell() {
@@ -161,33 +183,48 @@ impl Exchange {
         self.attend(object, false);
     }
 
-    /// Wakes as many of those who sleep here for an object as could go on; if none sleeps, and somebody could,
-    /// rings elsewhere. At a tick, it also looks who is dead.
+    /// Wakes as many of those who sleep here for an object as could go on; if none of them would take anything,
+    /// and somebody could, rings elsewhere. At a tick, it also looks who is dead.
     pub(crate) fn attend(&self, object: &Object, tick: bool) {
         let kind = object.kind();
         let state = lock(&self.state);
-        let anyone = state.rooms.get(&object.place()).is_some_and(|room| room.asleep > 0);
+        let (takers, onlookers) = state
+            .rooms
+            .get(&object.place())
+            .map_or((0, 0), |room| (room.takers.asleep, room.onlookers.asleep));
+        let anyone = takers + onlookers > 0;
         if anyone && let Some(cell) = object.own_cell() {
             // Before the look: what changes after it is rung for.
             bells::announce(object.words(), cell);
         }
         drop(state);
-        if !anyone {
-            if kind.passes_on && (kind.ready)(object, false) > 0 {
-                object.call_one();
-            }
+        let passes_on = kind.passes_on && takers == 0;
+        if !anyone && !passes_on {
             return;
         }
-        let ready = match (kind.ready)(object, tick && object.takes_turn()) {
+        let ready = match (kind.ready)(object, anyone && tick && object.takes_turn()) {
             0 => return,
             // Who ought to have gone on has not: it was not rung for, or is not polled any more.
             _ if tick => usize::MAX,
             ready => ready,
         };
+        self.wake(object, ready);
+        if passes_on {
+            object.call_one();
+        }
+    }
+
+    /// Wakes all who sleep here for an object, of which something has changed that this process alone knows.
+    pub(crate) fn rouse(&self, object: &Object) {
+        self.wake(object, usize::MAX);
+    }
+
+    /// Wakes those who sleep here for an object: as many as would take something, and whoever looks on.
+    fn wake(&self, object: &Object, takers: usize) {
         let mut wakers = Vec::new();
         if let Some(room) = lock(&self.state).rooms.get_mut(&object.place()) {
-            wakers.extend(room.sleepers.iter_mut().filter_map(|sleeper| sleeper.waker.take()).take(ready));
-            room.asleep -= wakers.len();
+            room.takers.call(takers, &mut wakers);
+            room.onlookers.call(usize::MAX, &mut wakers);
         }
         wake(wakers);
     }
@@ -225,7 +262,13 @@ impl Exchange {
     }
 
     /// Sees to it that somebody watches on this runtime.
-    fn watch(&'static self) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    ///
+    /// # Panics
+    /// Outside of a runtime, and on one without I/O.
+    pub(crate) fn watch(&'static self) -> io::Result<()> {
         let runtime = Handle::current();
         // Held all the while, as a runtime can watch a door but once.
         let mut state = lock(&self.state);
@@ -258,12 +301,38 @@ fn wake(wakers: Vec<Waker>) {
 
 impl Room {
     fn new(object: &Object) -> Self {
-        Self { object: object.clone(), sleepers: VecDeque::new(), asleep: 0 }
+        Self { object: object.clone(), takers: Line::default(), onlookers: Line::default() }
+    }
+
+    fn line(&mut self, aim: Aim) -> &mut Line {
+        match aim {
+            Aim::Take => &mut self.takers,
+            Aim::Look => &mut self.onlookers,
+        }
+    }
+}
+
+impl Line {
+    fn place(&self, number: u64) -> Option<usize> {
+        self.sleepers.binary_search_by_key(&number, |sleeper| sleeper.number).ok()
     }
 
     fn find(&mut self, number: u64) -> Option<&mut Sleeper> {
-        let at = self.sleepers.binary_search_by_key(&number, |sleeper| sleeper.number).ok()?;
+        let at = self.place(number)?;
         self.sleepers.get_mut(at)
+    }
+
+    fn remove(&mut self, number: u64) -> Option<Sleeper> {
+        let left = self.sleepers.remove(self.place(number)?)?;
+        self.asleep -= usize::from(left.waker.is_some());
+        Some(left)
+    }
+
+    /// Tells so many of them to look again, the first ones.
+    fn call(&mut self, most: usize, wakers: &mut Vec<Waker>) {
+        let before = wakers.len();
+        wakers.extend(self.sleepers.iter_mut().filter_map(|sleeper| sleeper.waker.take()).take(most));
+        self.asleep -= wakers.len() - before;
     }
 }
 

@@ -3,7 +3,9 @@
 mod barrier;
 mod condition;
 mod event;
-mod exchange;
+pub(crate) mod exchange;
+#[cfg(all(test, multiprocess))]
+pub(crate) mod heap;
 mod lock;
 pub(crate) mod object;
 pub(crate) mod protocol;

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::task::coop;
 
-use super::exchange::Exchange;
+use super::exchange::{Aim, Exchange};
 use super::object::Object;
 use crate::error::{Error, Result};
 use crate::reactor;
@@ -75,17 +75,26 @@ pub(crate) async fn within<T, E: From<Error>>(
 /// [`wait`] for those who poll it by hand: one who sleeps, from an attempt that was in vain until one that
 /// succeeds, or until it is dropped. It may do so again and again, each time for whatever object.
 #[derive(Debug, Default)]
-pub(crate) struct Sleeper(Option<Asleep>);
+pub(crate) struct Sleeper {
+    aim: Aim,
+    asleep: Option<Asleep>,
+}
 
 #[derive(Debug)]
 struct Asleep {
     object: Object,
+    aim: Aim,
     number: u64,
     since: Instant,
     slept: bool,
 }
 
 impl Sleeper {
+    /// One who takes nothing, whose attempts are looks.
+    pub(crate) fn onlooker() -> Self {
+        Self { aim: Aim::Look, asleep: None }
+    }
+
     /// One step of [`wait`]. While it is pending, the task is woken when there is something to be had.
     pub(crate) fn poll<T>(
         &mut self,
@@ -94,7 +103,7 @@ impl Sleeper {
         mut attempt: impl FnMut(Turn) -> Option<T>,
     ) -> Poll<Result<T>> {
         let coop = ready!(coop::poll_proceed(cx));
-        let at_once = if self.0.is_none() { attempt(Turn::default()) } else { None };
+        let at_once = if self.asleep.is_none() { attempt(Turn::default()) } else { None };
         let done = match at_once {
             Some(done) => Ok(done),
             None => ready!(self.poll_asleep(object, cx, attempt)),
@@ -110,25 +119,39 @@ impl Sleeper {
         cx: &mut Context<'_>,
         attempt: impl FnOnce(Turn) -> Option<T>,
     ) -> Poll<Result<T>> {
-        let done = match self.turn(object, cx) {
+        let done = match self.lie_down(object, cx) {
             Ok(turn) => Ok(ready!(attempt(turn).map_or(Poll::Pending, Poll::Ready))),
             Err(error) => Err(error),
         };
-        self.0 = None;
+        self.asleep = None;
         Poll::Ready(done)
     }
 
-    /// Says that it sleeps, for this object and no other; then it has to look again.
-    fn turn(&mut self, object: &Object, cx: &mut Context<'_>) -> Result<Turn> {
-        self.0.take_if(|asleep| asleep.object.place() != object.place());
-        let asleep = match &mut self.0 {
+    /// Goes to sleep for this object and no other, or again after it was woken. It has to try once more before
+    /// it relies on that, and sleeps until a successful [`poll`](Self::poll), or until it is dropped.
+    ///
+    /// # Errors
+    /// As those of [`wait`].
+    ///
+    /// # Panics
+    /// As [`wait`] does.
+    pub(crate) fn lie_down(&mut self, object: &Object, cx: &mut Context<'_>) -> Result<Turn> {
+        self.asleep.take_if(|asleep| asleep.object.place() != object.place());
+        let aim = self.aim;
+        let asleep = match &mut self.asleep {
             Some(asleep) => {
-                asleep.slept |= Exchange::get().stir(object, asleep.number, cx.waker())?;
+                asleep.slept |= Exchange::get().stir(object, aim, asleep.number, cx.waker())?;
                 asleep
             }
             none => {
-                let number = Exchange::get().enter(object, cx.waker())?;
-                none.insert(Asleep { object: object.clone(), number, since: Instant::now(), slept: false })
+                let number = Exchange::get().enter(object, aim, cx.waker())?;
+                none.insert(Asleep {
+                    object: object.clone(),
+                    aim,
+                    number,
+                    since: Instant::now(),
+                    slept: false,
+                })
             }
         };
         let starves = asleep.since.elapsed() >= STARVES;
@@ -138,7 +161,7 @@ impl Sleeper {
 
 impl Drop for Asleep {
     fn drop(&mut self) {
-        Exchange::get().leave(&self.object, self.number);
+        Exchange::get().leave(&self.object, self.aim, self.number);
     }
 }
 
@@ -148,34 +171,8 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
     use std::task::{Wake, Waker};
 
-    use super::super::object::Kind;
-    use super::super::protocol::STATE;
+    use super::super::heap::Heap;
     use super::*;
-
-    /// Something of which there are some, for whoever comes.
-    static HEAP: Kind = Kind {
-        code: 255,
-        name: "heap",
-        ready: |heap, _| heap.words().atomic_u64(STATE).load(Ordering::SeqCst) as usize,
-        passes_on: true,
-        reap: |_, _| {},
-        claimed: |_, _| {},
-        holds: |_, _| false,
-    };
-
-    fn heap() -> Object {
-        Object::create(&HEAP, 0, 0).unwrap()
-    }
-
-    fn add(heap: &Object) {
-        heap.words().atomic_u64(STATE).fetch_add(1, Ordering::SeqCst);
-        heap.call_one();
-    }
-
-    fn take(heap: &Object) -> Option<()> {
-        let word = heap.words().atomic_u64(STATE);
-        word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |n| n.checked_sub(1)).ok().map(drop)
-    }
 
     #[derive(Default)]
     struct Task(AtomicUsize);
@@ -194,9 +191,9 @@ mod tests {
     }
 
     impl Taker {
-        fn poll(&mut self, heap: &Object) -> Poll<()> {
+        fn poll(&mut self, heap: &Heap) -> Poll<()> {
             let waker = Waker::from(self.task.clone());
-            self.sleeper.poll(heap, &mut Context::from_waker(&waker), |_| take(heap)).map(Result::unwrap)
+            self.sleeper.poll(&heap.0, &mut Context::from_waker(&waker), |_| heap.take()).map(Result::unwrap)
         }
 
         fn woken(&self) -> usize {
@@ -213,11 +210,11 @@ mod tests {
     #[test]
     fn who_polls_by_hand_sleeps_again_and_again() {
         in_runtime(|| {
-            let (heap, mut taker) = (heap(), Taker::default());
+            let (heap, mut taker) = (Heap::new(), Taker::default());
             for round in 0..3 {
                 assert!(taker.poll(&heap).is_pending() && taker.poll(&heap).is_pending());
-                add(&heap);
-                add(&heap);
+                heap.add();
+                heap.add();
                 assert_eq!((taker.woken(), taker.poll(&heap)), (round + 1, Poll::Ready(())));
                 // It sleeps no more, and does not have to.
                 assert_eq!(taker.poll(&heap), Poll::Ready(()));
@@ -228,19 +225,19 @@ mod tests {
     #[test]
     fn who_is_woken_and_goes_leaves_it_to_the_next() {
         in_runtime(|| {
-            let [heap, other] = [heap(), heap()];
+            let [heap, other] = [Heap::new(), Heap::new()];
             let [mut first, mut second, mut third] = [(); 3].map(|()| Taker::default());
             for taker in [&mut first, &mut second, &mut third] {
                 assert!(taker.poll(&heap).is_pending());
             }
-            add(&heap);
+            heap.add();
             assert_eq!([&first, &second, &third].map(Taker::woken), [1, 0, 0]);
             drop(first);
             assert_eq!([&second, &third].map(Taker::woken), [1, 0]);
             // It goes to sleep for something else.
             assert!(second.poll(&other).is_pending());
             assert_eq!((third.woken(), third.poll(&heap)), (1, Poll::Ready(())));
-            add(&other);
+            other.add();
             assert_eq!((second.woken(), second.poll(&other)), (2, Poll::Ready(())));
         });
     }

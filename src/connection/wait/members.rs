@@ -6,7 +6,9 @@ use std::mem;
 use std::sync::Arc;
 
 use super::buffered::{Bell, Watching};
+use super::condition::{Conditions, Onlooker};
 use super::waitable::Held;
+use crate::error::Result;
 use crate::sys::epoll::Epoll;
 use crate::sys::{self, AsRawFd, BorrowedFd, Fd, RawFd};
 
@@ -27,6 +29,8 @@ pub struct WaitKey(u64);
 #[derive(Debug, Default)]
 pub(super) struct Members {
     members: HashMap<WaitKey, Member>,
+    /// Those of which the kernel knows nothing.
+    conditions: Conditions,
     /// What the kernel knows, by its tokens: each descriptor once, whatever members share it.
     entries: HashMap<u64, Entry>,
     /// The latest entry of each number. An earlier one is of a file that is closed here.
@@ -70,6 +74,8 @@ pub(super) struct Look {
     /// Whether it asked all there are to ask. Else those that it left out may be ready, also if it found
     /// nobody: nothing that waits would hear of them, as they have said so already.
     pub(super) whole: bool,
+    /// To be dropped without the lock.
+    pub(super) closed: Vec<Onlooker>,
 }
 
 /// What a member itself says, whatever the kernel says.
@@ -87,6 +93,13 @@ impl Members {
         epoll: &Epoll,
         bell: &Arc<Bell>,
     ) -> io::Result<(WaitKey, bool)> {
+        let object = match object {
+            Held::Open(open) => open,
+            Held::Condition(condition) => {
+                let key = WaitKey(self.next());
+                return Ok((key, self.conditions.enter(key, condition, bell)));
+            }
+        };
         let entry = self.entry_of(object.fd(), epoll)?;
         let key = WaitKey(self.next());
         let watching = object.buffered.as_ref().map(|buffered| buffered.watch(bell, key.0));
@@ -110,6 +123,16 @@ impl Members {
         true
     }
 
+    /// Removes a member that is a condition, to be dropped without the lock.
+    pub(super) fn remove_condition(&mut self, key: WaitKey) -> Option<Onlooker> {
+        self.conditions.remove(key)
+    }
+
+    /// Sleeps for all conditions; false if there is something to look for.
+    pub(super) fn sleep(&mut self) -> Result<bool> {
+        self.conditions.sleep()
+    }
+
     /// Looks who is ready; `told` are the tokens of those whose flag has gone up.
     pub(super) fn look(&mut self, epoll: &Epoll, told: Vec<u64>) -> io::Result<Look> {
         self.looks += 1;
@@ -122,10 +145,11 @@ impl Members {
             self.ask_hottest(epoll, &mut ready);
         }
         let reports = epoll.take(MOST)?;
+        let closed = self.conditions.look(MOST, &mut ready);
         for &id in &reports {
             self.reported(id, epoll, &mut ready);
         }
-        Ok(Look { whole: self.hot.is_empty() && reports.len() < MOST, ready })
+        Ok(Look { whole: self.hot.is_empty() && reports.len() < MOST, ready, closed })
     }
 
     fn ask_hottest(&mut self, epoll: &Epoll, ready: &mut Vec<WaitKey>) {

@@ -4,6 +4,7 @@
 //! it. Nothing is read by waiting.
 
 mod buffered;
+mod condition;
 mod members;
 mod set;
 #[cfg(test)]
@@ -15,12 +16,15 @@ use std::time::Duration;
 use tokio::task::coop;
 
 pub(crate) use buffered::Buffered;
+pub(crate) use condition::Condition;
 pub use members::WaitKey;
 pub use set::WaitSet;
 pub use waitable::Waitable;
 pub(crate) use waitable::{Source, sealed};
 
-use crate::error::Result;
+use waitable::Held;
+
+use crate::error::{Error, Result};
 use crate::reactor;
 use crate::sys;
 
@@ -101,10 +105,17 @@ fn sources<'a>(objects: &[&'a dyn Waitable]) -> Result<Vec<Source<'a>>> {
 
 fn which_ready(sources: &[Source<'_>]) -> Result<Vec<usize>> {
     let objects = sources.iter().map(Source::hold).collect::<Result<Vec<_>>>()?;
-    let fds: Vec<_> = objects.iter().map(|object| object.fd()).collect();
-    let readable = sys::epoll::which_readable(&fds)?;
-    let ready = |index: &usize| readable[*index] || objects[*index].is_set();
-    Ok((0..sources.len()).filter(ready).collect())
+    let fds: Vec<_> = objects.iter().filter_map(Held::fd).collect();
+    let mut readable = sys::epoll::which_readable(&fds)?.into_iter();
+    let mut ready = Vec::new();
+    for (index, object) in objects.iter().enumerate() {
+        let is_ready = match object {
+            Held::Open(open) => readable.next() == Some(true) || open.is_set(),
+            Held::Condition(condition) => condition.is_met().ok_or(Error::Closed(condition.name()))?,
+        };
+        ready.extend(is_ready.then_some(index));
+    }
+    Ok(ready)
 }
 
 async fn wait_longer(sources: &[Source<'_>]) -> Result<Vec<usize>> {

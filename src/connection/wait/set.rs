@@ -27,7 +27,7 @@ use crate::util::lock;
 /// call costs what the ready ones cost, however many the others are: with ten thousand connections, as
 /// with a hundred, some hundred nanoseconds if nothing is ready, some microseconds if one is, and little
 /// more than a bare Tokio socket takes if it has to be woken. To enter or remove a member costs some
-/// microseconds.
+/// microseconds. [Events](crate::Event) alone are looked at one by one, some ten nanoseconds each.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]
@@ -92,8 +92,8 @@ use crate::util::lock;
 /// ```
 ///
 /// # Members
-/// A set borrows nothing, and keeps nothing open but a [`Sentinel`](crate::Sentinel), which holds nothing
-/// of anybody's: all others are used, moved, closed and dropped as if it were not there. So
+/// A set borrows nothing, and keeps nothing open but a [`Sentinel`](crate::Sentinel) or an
+/// [`Event`](crate::Event), which hold nothing of anybody's: all others are used, moved, closed and dropped as if it were not there. So
 /// `set.insert(&process.sentinel()?)` tells of the process's end, while a connection or socket has to be
 /// kept by somebody: one that is closed or dropped leaves by itself and is not told of any more, also
 /// when another process has the same open file; its key may still be [removed](Self::remove). Only
@@ -156,7 +156,8 @@ impl WaitSet {
     /// Removes a member, of which no call that begins later will tell. False if it was removed already, or
     /// a call has noticed that it is closed.
     pub fn remove(&self, key: WaitKey) -> bool {
-        lock(&self.members).remove(key, &self.epoll)
+        let condition = lock(&self.members).remove_condition(key);
+        condition.is_some() || lock(&self.members).remove(key, &self.epoll)
     }
 
     /// Waits until members are ready, and tells which: each once, in no particular order. They are
@@ -198,7 +199,10 @@ impl WaitSet {
     }
 
     /// Waits for something to happen: a bell that was heard since before the last look, or a report.
-    async fn doze(&self, rung: impl Future<Output = ()>) -> io::Result<()> {
+    async fn doze(&self, rung: impl Future<Output = ()>) -> Result<()> {
+        if !lock(&self.members).sleep()? {
+            return Ok(());
+        }
         let (runtime, registered) = self.register()?;
         tokio::select! {
             () = rung => {}
@@ -241,7 +245,8 @@ impl WaitSet {
     /// messages were read meanwhile, or whose files are closed here, and there are others.
     async fn look(&self) -> io::Result<Vec<WaitKey>> {
         loop {
-            let Look { ready, whole } = lock(&self.members).look(&self.epoll, self.bell.take())?;
+            let Look { ready, whole, closed } = lock(&self.members).look(&self.epoll, self.bell.take())?;
+            drop(closed);
             if !ready.is_empty() || !whole {
                 // Others may have looked before these were ready, and wait for reports that are taken
                 // now; or this future is dropped before it has asked everybody.

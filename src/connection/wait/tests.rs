@@ -3,10 +3,17 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Barrier;
 
+use std::pin::pin;
+
 use futures::FutureExt;
 
 use super::*;
+use crate::synchronize::exchange::Exchange;
+use crate::synchronize::heap::Heap;
+use crate::synchronize::object::Object;
+use crate::synchronize::wait::Sleeper;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// A socket and what was read from it ahead.
 struct Reader {
@@ -190,4 +197,233 @@ fn a_look_that_is_given_up_is_taken_over() {
             assert_eq!(told.expect("somebody looks").unwrap(), [key], "{budget}");
         });
     }
+}
+
+/// A process's end of a heap, as one of a queue: it can be closed, and is so when it is dropped.
+#[derive(Debug)]
+struct End {
+    heap: Heap,
+    open: Arc<AtomicBool>,
+}
+
+#[derive(Debug)]
+struct NotEmpty(Heap, Arc<AtomicBool>);
+
+impl End {
+    fn of(heap: &Heap) -> Self {
+        Self { heap: heap.clone(), open: Arc::new(AtomicBool::new(true)) }
+    }
+
+    fn close(&self) {
+        self.open.store(false, Ordering::SeqCst);
+        Exchange::get().rouse(&self.heap.0);
+    }
+}
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl waitable::sealed::Sealed for End {
+    fn source(&self) -> Result<Source<'_>> {
+        Ok(Source::condition(NotEmpty(self.heap.clone(), self.open.clone())))
+    }
+}
+
+impl Condition for NotEmpty {
+    fn name(&self) -> &'static str {
+        "heap"
+    }
+
+    fn object(&self) -> Option<Object> {
+        self.1.load(Ordering::SeqCst).then(|| self.0.0.clone())
+    }
+
+    fn is_met(&self) -> Option<bool> {
+        self.1.load(Ordering::SeqCst).then(|| self.0.len() > 0)
+    }
+}
+
+fn look(objects: &[&dyn Waitable]) -> Result<Vec<usize>> {
+    wait_timeout(objects, Duration::ZERO).now_or_never().expect("no time")
+}
+
+#[test]
+fn conditions_are_levels_and_need_no_runtime() {
+    let (heap, empty) = (Heap::new(), Heap::new());
+    let [end, idle] = [&heap, &empty].map(End::of);
+    let (reader, _peer) = Reader::pair();
+    let objects: [&dyn Waitable; 5] = [&idle, &end, &reader, &end, &idle];
+    let set = WaitSet::new().unwrap();
+    let keys: Vec<_> = objects.iter().map(|object| set.insert(object).unwrap()).collect();
+    assert_eq!((look(&objects).unwrap(), now(&set)), (vec![], vec![]));
+    heap.add();
+    reader.buffered.set(true);
+    let mut told = now(&set);
+    told.sort();
+    assert_eq!((look(&objects).unwrap(), told), (vec![1, 2, 3], keys[1..4].to_vec()));
+    heap.take().unwrap();
+    assert_eq!((look(&objects).unwrap(), now(&set)), (vec![2], vec![keys[2]]));
+    reader.buffered.set(false);
+    assert_eq!((look(&objects).unwrap(), now(&set)), (vec![], vec![]));
+
+    heap.add();
+    assert!(set.remove(keys[1]) && !set.remove(keys[1]));
+    assert_eq!(now(&set), [keys[3]]);
+}
+
+/// Also those who have slept before, and those who look when nobody drives a runtime.
+#[test]
+fn who_waits_for_a_condition_is_told_again_and_again() {
+    let heap = Heap::new();
+    let (end, (idle, _peer)) = (End::of(&heap), Reader::pair());
+    let sets = [(); 2].map(|()| WaitSet::new().unwrap());
+    let keys = [0, 1].map(|i| {
+        sets[i].insert(&idle).unwrap();
+        sets[i].insert(&end).unwrap()
+    });
+    let objects: [&dyn Waitable; 2] = [&idle, &end];
+    for round in 0..300 {
+        runtime().block_on(async {
+            let mut waits = pin!(async { tokio::join!(sets[0].wait(), sets[1].wait(), wait(&objects)) });
+            if round % 3 > 0 {
+                assert!(futures::poll!(&mut waits).is_pending());
+            }
+            std::thread::scope(|scope| drop(scope.spawn(|| heap.add())));
+            let told = tokio::time::timeout(Duration::from_secs(30), waits).await.expect("they are told");
+            assert_eq!((told.0.unwrap(), told.1.unwrap()), (vec![keys[0]], vec![keys[1]]));
+            assert_eq!(told.2.unwrap(), [1]);
+        });
+        assert_eq!((now(&sets[0]), now(&sets[1])), (vec![keys[0]], vec![keys[1]]));
+        heap.take().unwrap();
+        assert_eq!((now(&sets[0]), now(&sets[1])), (vec![], vec![]));
+    }
+}
+
+/// Not even until those look who look on; a tick would tell all, but it is slow.
+#[test]
+fn who_looks_on_keeps_nothing_from_who_takes() {
+    const ROUNDS: u32 = 100;
+    let heap = Heap::new();
+    let end = End::of(&heap);
+    let set = WaitSet::new().unwrap();
+    let key = set.insert(&end).unwrap();
+    let begin = std::time::Instant::now();
+    runtime().block_on(async {
+        for _ in 0..ROUNDS {
+            let mut looks = Box::pin(set.wait());
+            assert!(futures::poll!(&mut looks).is_pending());
+            let heap = heap.clone();
+            let taker = heap.clone();
+            let takes = tokio::spawn(async move {
+                let mut sleeper = Sleeper::default();
+                std::future::poll_fn(|cx| sleeper.poll(&taker.0, cx, |_| taker.take())).await
+            });
+            tokio::task::yield_now().await;
+            heap.add();
+            takes.await.unwrap().unwrap();
+            assert!(futures::poll!(&mut looks).is_pending());
+            heap.add();
+            assert_eq!(looks.await.unwrap(), [key]);
+            heap.take().unwrap();
+        }
+    });
+    assert!(begin.elapsed() < ROUNDS * Duration::from_millis(50), "{:?}", begin.elapsed());
+}
+
+/// One that comes to be met, or is closed, at the last moment, and nobody rings for it.
+#[derive(Debug)]
+struct Sly {
+    heap: Heap,
+    asked: AtomicBool,
+    then: Option<bool>,
+}
+
+impl Condition for Sly {
+    fn name(&self) -> &'static str {
+        "sly one"
+    }
+
+    fn object(&self) -> Option<Object> {
+        self.asked.store(true, Ordering::SeqCst);
+        Some(self.heap.0.clone())
+    }
+
+    fn is_met(&self) -> Option<bool> {
+        if self.asked.load(Ordering::SeqCst) { self.then } else { Some(false) }
+    }
+}
+
+#[test]
+fn who_goes_to_sleep_looks_again() {
+    for then in [Some(true), None] {
+        let sly = |heap| Source::condition(Sly { heap, asked: AtomicBool::new(false), then });
+        let heap = Heap::new();
+        let set = WaitSet::new().unwrap();
+        let key = set.enter(&sly(heap.clone())).unwrap();
+        runtime().block_on(async {
+            let told = pin!(set.wait()).now_or_never();
+            assert_eq!(told.map(Result::unwrap), then.map(|_| vec![key]));
+            let named = wait_longer(&[sly(heap)]).now_or_never().expect("at once");
+            match then {
+                Some(_) => assert_eq!(named.unwrap(), [0]),
+                None => assert!(matches!(named, Err(Error::Closed("sly one")))),
+            }
+        });
+        assert_eq!(set.remove(key), then.is_some());
+    }
+}
+
+#[test]
+fn what_is_closed_leaves_and_is_an_error_for_who_names_it() {
+    let [heap, other] = [Heap::new(), Heap::new()];
+    let set = WaitSet::new().unwrap();
+    for how in 0..2 {
+        let (end, idle) = (End::of(&heap), End::of(&other));
+        let key = set.insert(&end).unwrap();
+        heap.add();
+        assert_eq!(now(&set), [key]);
+        heap.take().unwrap();
+        runtime().block_on(async {
+            // Asleep, and not: closed before anybody waits.
+            let mut waits = Box::pin(set.wait());
+            if how == 0 {
+                assert!(futures::poll!(&mut waits).is_pending());
+            }
+            let objects: [&dyn Waitable; 2] = [&idle, &end];
+            let mut named = Box::pin(wait(&objects));
+            assert!(futures::poll!(&mut named).is_pending());
+            end.close();
+            let told = tokio::time::timeout(Duration::from_secs(30), named).await.expect("it is closed");
+            assert!(matches!(told, Err(Error::Closed("heap"))), "{told:?}");
+            heap.add();
+            assert!(futures::poll!(&mut waits).is_pending());
+            assert!(matches!(look(&objects), Err(Error::Closed("heap"))));
+            heap.take().unwrap();
+        });
+        assert!(!set.remove(key));
+    }
+    // A set keeps nothing of what has left it.
+    let end = End::of(&heap);
+    let open = Arc::downgrade(&end.open);
+    set.insert(&end).unwrap();
+    drop(end);
+    assert_eq!((now(&set), open.strong_count()), (vec![], 0));
+}
+
+#[test]
+fn conditions_that_are_met_are_told_of_in_turn() {
+    const MANY: usize = 600;
+    let heap = Heap::new();
+    let ends: Vec<_> = (0..MANY).map(|_| End::of(&heap)).collect();
+    let set = WaitSet::new().unwrap();
+    let keys: Vec<_> = ends.iter().map(|end| set.insert(end).unwrap()).collect();
+    heap.add();
+    let mut told: Vec<_> = (0..3).flat_map(|_| now(&set)).collect();
+    told.sort_unstable();
+    told.dedup();
+    assert_eq!(told, keys);
+    assert_eq!(runtime().block_on(set.wait()).unwrap().len(), 256);
 }

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Weak};
 
 use super::Buffered;
+use super::condition::Condition;
 use crate::error::{Error, Result};
 use crate::sys::{AsFd, BorrowedFd, Fd};
 
@@ -18,6 +19,7 @@ use crate::sys::{AsFd, BorrowedFd, Fd};
 ///   handshakes under way go on only while somebody accepts: a server with a key keeps an `accept` going
 ///   rather than waiting for its listener;
 /// - a [`Sentinel`](crate::Sentinel) or [`Process`](crate::Process): the process has ended;
+/// - an [`Event`](crate::Event): it is set;
 /// - descriptors, files, pipes and sockets of std's and Tokio's: as `poll(2)` says. Regular files are
 ///   always ready; listeners are when somebody calls.
 ///
@@ -42,7 +44,7 @@ use crate::sys::{AsFd, BorrowedFd, Fd};
 /// kernel's word: after a `wait`, read from them with an async method and not with `try_read`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be waited for",
-    label = "neither a connection, a listener, a process, a sentinel, nor a descriptor to read from",
+    label = "neither a connection, a listener, a process, a sentinel, an event, nor a descriptor to read from",
     note = "`wait` takes `&[&dyn Waitable]`: a reference to each object by itself"
 )]
 pub trait Waitable: sealed::Sealed + Send + Sync {}
@@ -54,7 +56,7 @@ pub(crate) mod sealed {
 
     #[diagnostic::on_unimplemented(
         message = "`{Self}` cannot be waited for",
-        label = "neither a connection, a listener, a process, a sentinel, nor a descriptor to read from",
+        label = "neither a connection, a listener, a process, a sentinel, an event, nor a descriptor to read from",
         note = "`wait` takes `&[&dyn Waitable]`: a reference to each object by itself"
     )]
     pub trait Sealed {
@@ -80,6 +82,8 @@ enum Kind<'a> {
     Kept(Arc<Fd>),
     /// Of an object in a cell that lends nothing, as it may leave at any time.
     Cell { fd: Weak<Fd>, buffered: Weak<Buffered>, name: &'static str },
+    /// No descriptor tells of it.
+    Condition(Arc<dyn Condition>),
 }
 
 impl<'a> Source<'a> {
@@ -97,6 +101,11 @@ impl<'a> Source<'a> {
         Self(Kind::Cell { fd: Arc::downgrade(fd), buffered: Arc::downgrade(buffered), name })
     }
 
+    /// Of what is ready when a condition is met, and gone when that is closed. A set keeps the condition.
+    pub(crate) fn condition(condition: impl Condition + 'static) -> Self {
+        Self(Kind::Condition(Arc::new(condition)))
+    }
+
     /// The object itself, for a look and no longer.
     ///
     /// # Errors
@@ -109,14 +118,32 @@ impl<'a> Source<'a> {
                 (Some(fd), buffered @ Some(_)) => (Descriptor::Shared(fd), buffered, None),
                 _ => return Err(Error::Closed(name)),
             },
+            Kind::Condition(condition) => return Ok(Held::Condition(condition.clone())),
         };
-        Ok(Held { fd, buffered, kept })
+        Ok(Held::Open(Open { fd, buffered, kept }))
+    }
+}
+
+/// What is asked whether it is ready.
+#[derive(Debug)]
+pub(super) enum Held<'a> {
+    Open(Open<'a>),
+    Condition(Arc<dyn Condition>),
+}
+
+impl Held<'_> {
+    /// The descriptor that tells of it, if one does.
+    pub(super) fn fd(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Open(open) => Some(open.fd()),
+            Self::Condition(_) => None,
+        }
     }
 }
 
 /// An object that stays open meanwhile.
 #[derive(Debug)]
-pub(super) struct Held<'a> {
+pub(super) struct Open<'a> {
     fd: Descriptor<'a>,
     /// What it holds besides what the descriptor tells of.
     pub(super) buffered: Option<Arc<Buffered>>,
@@ -130,7 +157,7 @@ enum Descriptor<'a> {
     Shared(Arc<Fd>),
 }
 
-impl Held<'_> {
+impl Open<'_> {
     pub(super) fn fd(&self) -> BorrowedFd<'_> {
         match &self.fd {
             Descriptor::Borrowed(fd) => *fd,
