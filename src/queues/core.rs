@@ -439,6 +439,26 @@ impl Core {
     fn is_shut_down(&self) -> bool {
         self.0.memory.atomic_u64(SHUT_DOWN).load(Ordering::Acquire) != 0
     }
+
+    pub(super) fn downgrade(&self) -> WeakCore {
+        WeakCore(Arc::downgrade(&self.0))
+    }
+}
+
+/// A [`Core`] that may be gone.
+pub(super) struct WeakCore(Weak<Inner>);
+
+impl WeakCore {
+    pub(super) fn upgrade(&self) -> Option<Core> {
+        self.0.upgrade().map(Core)
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        // Sets that it is a member of learn that it is not any more.
+        self.items.wake_here();
+    }
 }
 
 /// Putting.
@@ -942,6 +962,11 @@ impl Core {
         if self.is_shut_down() {
             self.0.items.call_all();
         }
+    }
+
+    /// Whether who gets would not have to wait.
+    pub(super) fn gives(&self) -> bool {
+        self.0.ring.items() > 0 || self.is_over()
     }
 
     /// How many items there are, at an instant during the call: in the ring and with those who put them.

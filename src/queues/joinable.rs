@@ -51,6 +51,10 @@ impl<T> JoinableQueue<T> {
         Ok(Self { queue: Queue::with(max, true, true)? })
     }
 
+    pub(super) fn queue(&self) -> &Queue<T> {
+        &self.queue
+    }
+
     /// Says that an item is done that was got. Items are not told apart: it is one of this process's, or if
     /// it has none, one of another process's, which may have passed it on.
     ///

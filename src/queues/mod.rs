@@ -10,6 +10,7 @@ mod permit;
 mod queue;
 mod simple;
 mod slots;
+mod waitable;
 
 pub use error::{GetError, PutError, PutErrorKind};
 pub use joinable::JoinableQueue;

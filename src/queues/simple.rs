@@ -30,6 +30,10 @@ impl<T> SimpleQueue<T> {
         Ok(Self { queue: Queue::with(0, false, false)? })
     }
 
+    pub(super) fn queue(&self) -> &Queue<T> {
+        &self.queue
+    }
+
     /// Whether there is no item.
     #[doc(alias = "empty")]
     pub fn is_empty(&self) -> bool {

@@ -214,8 +214,8 @@ impl Exchange {
         }
     }
 
-    /// Wakes all who sleep here for an object, of which something has changed that this process alone knows.
-    pub(crate) fn rouse(&self, object: &Object) {
+    /// Has all who sleep here for an object look again, for what only this process knows.
+    pub(crate) fn wake_all(&self, object: &Object) {
         self.wake(object, usize::MAX);
     }
 
@@ -226,17 +226,10 @@ impl Exchange {
             room.takers.call(takers, &mut wakers);
             room.onlookers.call(usize::MAX, &mut wakers);
         }
-        wake(wakers);
-    }
-
-    /// Has all who sleep here for an object look again, for what only this process knows.
-    pub(crate) fn wake_all(&self, object: &Object) {
-        let mut wakers = Vec::new();
-        if let Some(room) = lock(&self.state).rooms.get_mut(&object.place()) {
-            wakers.extend(room.sleepers.iter_mut().filter_map(|sleeper| sleeper.waker.take()));
-            room.asleep -= wakers.len();
+        for waker in wakers {
+            // It is others' code: if it panics, those after it are woken all the same.
+            let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
         }
-        wake(wakers);
     }
 
     /// The objects for which somebody sleeps; those of one key, or all.
@@ -289,13 +282,6 @@ impl Exchange {
         drop(state);
         runtime.spawn(watcher.run());
         Ok(())
-    }
-}
-
-fn wake(wakers: Vec<Waker>) {
-    for waker in wakers {
-        // It is others' code: if it panics, those after it are woken all the same.
-        let _ = catch_unwind(AssertUnwindSafe(|| waker.wake()));
     }
 }
 

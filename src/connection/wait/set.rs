@@ -27,7 +27,8 @@ use crate::util::lock;
 /// call costs what the ready ones cost, however many the others are: with ten thousand connections, as
 /// with a hundred, some hundred nanoseconds if nothing is ready, some microseconds if one is, and little
 /// more than a bare Tokio socket takes if it has to be woken. To enter or remove a member costs some
-/// microseconds. [Events](crate::Event) alone are looked at one by one, some ten nanoseconds each.
+/// microseconds. [Queues](crate::Queue) and [events](crate::Event) alone are looked at one by one, some ten
+/// nanoseconds each.
 ///
 /// ```
 /// # #[tokio::main(flavor = "current_thread")]

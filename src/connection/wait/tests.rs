@@ -8,7 +8,6 @@ use std::pin::pin;
 use futures::FutureExt;
 
 use super::*;
-use crate::synchronize::exchange::Exchange;
 use crate::synchronize::heap::Heap;
 use crate::synchronize::object::Object;
 use crate::synchronize::wait::Sleeper;
@@ -216,7 +215,7 @@ impl End {
 
     fn close(&self) {
         self.open.store(false, Ordering::SeqCst);
-        Exchange::get().rouse(&self.heap.0);
+        self.heap.0.wake_here();
     }
 }
 

@@ -19,6 +19,10 @@ use crate::sys::{AsFd, BorrowedFd, Fd};
 ///   handshakes under way go on only while somebody accepts: a server with a key keeps an `accept` going
 ///   rather than waiting for its listener;
 /// - a [`Sentinel`](crate::Sentinel) or [`Process`](crate::Process): the process has ended;
+/// - a [`Queue`](crate::Queue), [`JoinableQueue`](crate::JoinableQueue) or
+///   [`SimpleQueue`](crate::SimpleQueue): an item is there, or the queue was shut down and nothing will come. Of
+///   several processes that wait for one item all may be told, and one gets it: a `get` after that may wait,
+///   where [`try_get`](crate::Queue::try_get) does not;
 /// - an [`Event`](crate::Event): it is set;
 /// - descriptors, files, pipes and sockets of std's and Tokio's: as `poll(2)` says. Regular files are
 ///   always ready; listeners are when somebody calls.
@@ -44,7 +48,7 @@ use crate::sys::{AsFd, BorrowedFd, Fd};
 /// kernel's word: after a `wait`, read from them with an async method and not with `try_read`.
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot be waited for",
-    label = "neither a connection, a listener, a process, a sentinel, an event, nor a descriptor to read from",
+    label = "neither a connection, a listener, a process, a sentinel, a queue, an event, nor a descriptor",
     note = "`wait` takes `&[&dyn Waitable]`: a reference to each object by itself"
 )]
 pub trait Waitable: sealed::Sealed + Send + Sync {}
@@ -56,7 +60,7 @@ pub(crate) mod sealed {
 
     #[diagnostic::on_unimplemented(
         message = "`{Self}` cannot be waited for",
-        label = "neither a connection, a listener, a process, a sentinel, an event, nor a descriptor to read from",
+        label = "neither a connection, a listener, a process, a sentinel, a queue, an event, nor a descriptor",
         note = "`wait` takes `&[&dyn Waitable]`: a reference to each object by itself"
     )]
     pub trait Sealed {
