@@ -25,7 +25,7 @@ use crate::ring::parcels::{Opened, Parcels, Place};
 use crate::ring::{Corrupt, extents};
 use crate::synchronize::object::{Kind, Object, SIZE};
 use crate::synchronize::protocol::{Cell, Here, Identity, World, bells, cells};
-use crate::synchronize::wait::{Turn, proceed, sleep, wait};
+use crate::synchronize::wait::{proceed, sleep, wait};
 use crate::synchronize::{LOCK, Lock};
 use crate::sys::fd::is_exhausted;
 use crate::sys::kept::Kept;
@@ -477,8 +477,8 @@ impl Core {
                 Offer::Put => return Ok(()),
                 Offer::Busy => offer(item, Some(Held::wait(&self.0.producers).await?), false),
                 Offer::Full => {
-                    sleep(&self.0.slots, |turn| {
-                        let offered = offer(item, Held::spin(&self.0.producers), self.looks(turn));
+                    sleep(&self.0.slots, |_| {
+                        let offered = offer(item, Held::spin(&self.0.producers), true);
                         (!matches!(offered, Ok(Offer::Full))).then_some(offered)
                     })
                     .await?
@@ -536,11 +536,6 @@ impl Core {
 
     fn patient_hold(&self) -> Option<Held<'_>> {
         patient(|| Held::try_take(&self.0.producers))
-    }
-
-    /// Whether who is about to sleep, or was woken, looks who is dead.
-    fn looks(&self, turn: Turn) -> bool {
-        !turn.slept || self.0.slots.takes_turn()
     }
 
     /// Puts an item now. Where others have the lock for long it may be full though it is not: of a queue that
@@ -646,9 +641,8 @@ impl Core {
                     self.reserve_now(Some(held), false)
                 }
                 Offer::Full | Offer::NoRoom => {
-                    sleep(&self.0.slots, |turn| {
-                        let looks = self.looks(turn);
-                        let reserved = self.reserve_now(Held::spin(&self.0.producers), looks);
+                    sleep(&self.0.slots, |_| {
+                        let reserved = self.reserve_now(Held::spin(&self.0.producers), true);
                         (!matches!(reserved, Ok(Offer::Full))).then_some(reserved)
                     })
                     .await?
@@ -680,7 +674,8 @@ impl Core {
         Ok(Offer::Put)
     }
 
-    /// Whether one more item may be put. With the producers' lock, under which no other slot is taken.
+    /// Whether one more item may be put. With the producers' lock, under which no other slot is taken. With `looks`,
+    /// as who is about to sleep or was woken does, if there is none it is asked whether those live who hold some.
     fn has_slot(&self, looks: bool) -> bool {
         let max = u64::from(self.design().max);
         if max == 0 {
@@ -994,12 +989,10 @@ impl Core {
 
     /// Waits until all that was put is done, and says how many were left behind.
     pub(super) async fn join(&self) -> Result<u64> {
-        wait(&self.0.done, |turn| {
-            let looks = !turn.slept || self.0.done.takes_turn();
-            match unfinished_from(&self.0.done, Part::Done, looks) {
-                (0, left) => Some(left),
-                _ => None,
-            }
+        // Each attempt looks who is dead: it is woken for that, too, and asks only for those who have taken some.
+        wait(&self.0.done, |_| match unfinished_from(&self.0.done, Part::Done, true) {
+            (0, left) => Some(left),
+            _ => None,
         })
         .await
     }
