@@ -277,10 +277,11 @@ fn who_frees_what_the_dead_had_may_die_of_it_and_takes_nothing_that_is_in_use() 
 }
 
 #[test]
-fn two_producers_may_die() {
+fn who_frees_what_a_dead_producer_had_may_die_of_it() {
     each_two_deaths(|fates| {
         let scene = Scene::new(1, ITEM);
-        let acts: [fn(&Process); 2] = [|process| process.put(1), |process| process.put(2)];
+        let acts: [fn(&Process); 2] =
+            [|process| process.put(1), |process| drop(process.extents().reserve(ITEM).unwrap())];
         let [one, two] = [0, 1].map(|i| scene.spawn(i as u64 + 1, fates[i], acts[i]));
         let ended = [one, two].map(|mortal| mortal.join().unwrap());
         scene.assert_sound(0);
@@ -289,16 +290,18 @@ fn two_producers_may_die() {
 }
 
 #[test]
-fn two_consumers_may_die() {
+fn who_gets_what_a_dead_consumer_was_at_may_die_of_it() {
     each_two_deaths(|fates| {
         let scene = Scene::new(1, ITEM);
         scene.bury(1, |process| process.put(1));
-        let [one, two] = [0, 1].map(|i| {
-            scene.spawn(i as u64 + 2, fates[i], |process| {
+        let acts: [fn(&Process); 2] = [
+            |process| _ = process.get(),
+            |process| {
                 process.get();
                 process.extents().reap();
-            })
-        });
+            },
+        ];
+        let [one, two] = [0, 1].map(|i| scene.spawn(i as u64 + 2, fates[i], acts[i]));
         let ended = [one, two].map(|mortal| mortal.join().unwrap());
         scene.assert_sound(ended.into_iter().filter(|ended| *ended).count());
         ended
