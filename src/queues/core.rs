@@ -818,7 +818,7 @@ impl Core {
                 Taken::Busy => self.take(item, Some(Held::wait(&self.0.consumers).await?), false),
                 Taken::Empty => {
                     sleep(&self.0.items, |turn| {
-                        let looks = turn.slept && self.0.items.takes_turn();
+                        let looks = !turn.slept || self.0.items.takes_turn();
                         let taken = self.take(item, Held::spin(&self.0.consumers), looks);
                         (!matches!(taken, Ok(Taken::Empty))).then_some(taken)
                     })
@@ -925,12 +925,12 @@ impl Core {
 
     /// Tells those who wait for a slot, or for room.
     fn ring_after_get(&self, had_beside: bool) {
-        if self.design().max != 0 {
+        let waits_for_room = bells::anyone(self.0.room.words());
+        if self.design().max != 0 && bells::anyone_else(self.0.slots.words()) {
             self.0.slots.call_one();
         }
-        // Half of the ring, so that each ring is for many items.
-        let enough = || had_beside || self.0.ring.free() >= CAPACITY as u64 / 2;
-        if bells::anyone(self.0.room.words()) && enough() {
+        // Half of the ring, so that each bell is for many items.
+        if waits_for_room && (had_beside || self.0.ring.free() >= CAPACITY as u64 / 2) {
             self.0.room.call_all();
         }
     }
