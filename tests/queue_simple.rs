@@ -75,7 +75,10 @@ fn what_was_put_outlives_who_put_it() {
             got.push(item[0]);
         }
         let numbers: Vec<u8> = got.iter().copied().filter(|number| *number != 255).collect();
-        assert!(numbers.len() >= 9 && numbers.iter().zip(10..).all(|(got, number)| *got == number), "{got:?}");
+        assert!(
+            numbers.len() >= 9 && numbers.iter().zip(10..).all(|(got, number)| *got == number),
+            "{got:?}"
+        );
         assert_eq!(got.len(), numbers.len() + 1);
     });
 }

@@ -258,6 +258,23 @@ impl Drop for Reservation<'_> {
     }
 }
 
+/// An item that was taken, and that nobody gets if this is dropped: then there is nothing to acknowledge either.
+pub(super) struct Lost<'a>(pub(super) &'a Core);
+
+impl Lost<'_> {
+    pub(super) fn is_found(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Lost<'_> {
+    fn drop(&mut self) {
+        if self.0.design().joinable {
+            let _ = self.0.acknowledge();
+        }
+    }
+}
+
 /// A side's lock, held for some instants of one poll.
 struct Held<'a> {
     lock: &'a Lock,
@@ -477,6 +494,7 @@ impl Core {
                 Offer::Put => return Ok(()),
                 Offer::Busy => offer(item, Some(Held::wait(&self.0.producers).await?), false),
                 Offer::Full => {
+                    // Each attempt looks who is dead: it is that, or nothing, for which it was woken.
                     sleep(&self.0.slots, |_| {
                         let offered = offer(item, Held::spin(&self.0.producers), true);
                         (!matches!(offered, Ok(Offer::Full))).then_some(offered)
@@ -883,6 +901,7 @@ impl Core {
     ) -> Result<Taken, GetError> {
         let beside = self.open_beside(front, &item.bytes)?;
         self.commit(front, acknowledges);
+        let lost = Lost(self);
         let Some((parts, parcel, extent)) = beside else {
             return Err(GetError::Failed(Corrupt.into()));
         };
@@ -895,6 +914,7 @@ impl Core {
             item.body_at = 0;
             extent.read(&mut item.bytes)?;
         }
+        lost.is_found();
         Ok(Taken::Item)
     }
 
