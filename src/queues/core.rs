@@ -262,7 +262,7 @@ impl Drop for Reservation<'_> {
 pub(super) struct Lost<'a>(pub(super) &'a Core);
 
 impl Lost<'_> {
-    pub(super) fn is_found(self) {
+    pub(super) fn found(self) {
         std::mem::forget(self);
     }
 }
@@ -914,7 +914,7 @@ impl Core {
             item.body_at = 0;
             extent.read(&mut item.bytes)?;
         }
-        lost.is_found();
+        lost.found();
         Ok(Taken::Item)
     }
 

@@ -317,7 +317,7 @@ impl<T: Message> Queue<T> {
     fn read(&self, item: Arrived) -> Result<T, GetError> {
         let lost = Lost(&self.core);
         let value = item.decode().map_err(GetError::Decode)?;
-        lost.is_found();
+        lost.found();
         Ok(value)
     }
 }
