@@ -11,8 +11,9 @@ use futures_util::future::join_all;
 use tokio::runtime::{Builder, Handle};
 use tokio::task::yield_now;
 
-use super::core::{Core, Fed};
+use super::core::Core;
 use super::item::Item;
+use super::putting::Fed;
 use crate::error::{Error, Result};
 use crate::process::active_children;
 use crate::reactor;

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::core::{Core, Design, Lost, Slot};
+use super::core::{Core, Design};
 use super::error::{GetError, PutError, PutErrorKind};
 use super::feeder;
+use super::getting::Lost;
 use super::item::{Arrived, Item};
 use super::permit::Permit;
+use super::putting::Slot;
 use crate::error::{Error, Result};
 use crate::reduction::{Descriptor, Message, Peer, peer};
 use crate::ring::parcels::Parcels;
