@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use super::{acks, slots};
 use crate::ring::extents;
-use crate::ring::many::{Layout, Ring};
+use crate::ring::many::{Layout, Mark, Ring};
 use crate::synchronize::LOCK;
 use crate::synchronize::object::{Kind, Object, SIZE};
 use crate::synchronize::protocol::Here;
@@ -142,7 +142,10 @@ pub(super) static DONE: Kind = Kind {
     },
     passes_on: false,
     reap: |_, _| {},
-    claimed: |words, cell| acks::claimed(words, cell),
+    claimed: |words, cell| {
+        let head = words.atomic_u64(LAYOUT.head - Part::Done.at()).load(Ordering::Acquire);
+        acks::claimed(words, cell, Mark(head).sequence());
+    },
     holds: |words, cell| acks::holds(words, cell),
 };
 
