@@ -302,17 +302,13 @@ impl Owner {
 
 impl Drop for Last {
     fn drop(&mut self) {
-        let dropped = self.0.with(|scheduler, _| {
-            let running = scheduler.phase() == Phase::Running;
-            let unfinished = scheduler.has_unfinished();
+        let threw_away = self.0.with(|scheduler, _| {
+            let unfinished = scheduler.phase() == Phase::Running && scheduler.has_unfinished();
             scheduler.terminate();
-            running.then_some(unfinished)
+            unfinished
         });
-        match dropped.flatten() {
-            Some(true) => crate::log::warn(format_args!("a running pool was dropped with tasks in it")),
-            // Many a `main` ends so: it is for those alone to see who look at all that happens.
-            Some(false) => tracing::warn!("a running pool was dropped: it was neither closed nor terminated"),
-            None => {}
+        if threw_away == Some(true) {
+            crate::log::warn(format_args!("a running pool was dropped with tasks in it"));
         }
     }
 }

@@ -4,15 +4,14 @@ mod acks;
 mod core;
 mod error;
 mod feeder;
-mod getting;
 mod item;
 mod joinable;
-mod memory;
 mod permit;
-mod putting;
 mod queue;
 mod simple;
 mod slots;
+#[cfg(all(test, multiprocess))]
+mod tests;
 mod waitable;
 
 pub use error::{GetError, PutError, PutErrorKind};

@@ -17,6 +17,7 @@ use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use super::Corrupt;
 use crate::error::{Error, Result};
+use crate::synchronize::protocol::words::kill_point;
 use crate::synchronize::protocol::{Identity, Words, World};
 use crate::sys::BorrowedFd;
 use crate::sys::memory;
@@ -67,10 +68,12 @@ impl Store for BorrowedFd<'_> {
     }
 
     fn write(&self, at: usize, bytes: &[u8]) -> io::Result<()> {
+        kill_point();
         memory::write_all_at(*self, at, bytes)
     }
 
     fn read(&self, at: usize, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
+        kill_point();
         memory::read_at(*self, at, len, into)
     }
 
@@ -79,6 +82,7 @@ impl Store for BorrowedFd<'_> {
     }
 
     fn punch(&self, at: usize, len: usize) -> io::Result<()> {
+        kill_point();
         memory::punch(*self, at, len)
     }
 }

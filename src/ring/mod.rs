@@ -6,6 +6,7 @@
 use std::fmt;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::synchronize::protocol::words::kill_point;
 use crate::sys::memory::Shared;
 
 pub(crate) mod extents;
@@ -26,22 +27,27 @@ pub(crate) trait Memory {
 
 impl Memory for Shared {
     fn load(&self, at: usize, order: Ordering) -> u64 {
+        kill_point();
         word(self, at).load(order)
     }
 
     fn store(&self, at: usize, value: u64, order: Ordering) {
+        kill_point();
         word(self, at).store(value, order);
     }
 
     fn swap(&self, at: usize, value: u64, order: Ordering) -> u64 {
+        kill_point();
         word(self, at).swap(value, order)
     }
 
     fn copy_in(&self, at: usize, bytes: &[u8]) {
+        kill_point();
         self.write(at, bytes);
     }
 
     fn copy_out(&self, at: usize, len: usize, into: &mut Vec<u8>) {
+        kill_point();
         self.append_to(at, len, into);
     }
 }

@@ -21,6 +21,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::reduction::{Attachment, Attachments, Descriptor, MAX_HANDLES, carrier};
+use crate::synchronize::protocol::words::kill_point;
 use crate::sys::kept::Kept;
 use crate::sys::socket::{self, MAX_FDS, Mode};
 use crate::sys::{self, AsFd, Fd, identity};
@@ -233,6 +234,7 @@ impl Parcels {
     pub(crate) fn send(&self, ticket: u64, parcel: &mut Parcel) -> io::Result<()> {
         let tag = Tag { producer: parcel.label().producer, ticket };
         let fd = parcel.packed()?;
+        kill_point();
         socket::send(self.sending.as_fd(), &[IoSlice::new(&tag.to_bytes())], &[fd.as_fd()], Mode::Try)
     }
 
@@ -262,6 +264,7 @@ impl Parcels {
             return Ok(None);
         }
         let mut found = Vec::new();
+        kill_point();
         let seen = socket::recv_duplicates(self.receiving.as_fd(), &mut [0], &mut found, Mode::Try)?;
         if found.is_empty() && seen.fds_truncated {
             return Err(sys::fd::exhausted());
@@ -293,6 +296,7 @@ impl Parcels {
     fn discard_until(&self, stays: impl Fn(Tag) -> bool) -> io::Result<Option<Tag>> {
         for _ in 0..MOST {
             let mut bytes = [0; Tag::LEN];
+            kill_point();
             let len = match socket::peek(self.receiving.as_fd(), &mut bytes, Mode::Try) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(None),
                 len => len?,
@@ -301,6 +305,7 @@ impl Parcels {
             if len == Tag::LEN && stays(tag) {
                 return Ok(Some(tag));
             }
+            kill_point();
             socket::skip(self.receiving.as_fd())?;
         }
         Ok(None)
@@ -333,6 +338,7 @@ impl Opened<'_> {
     /// The new head is stored, so that the item is this process's: takes its message away. The consumers'
     /// lock was not given back since [`Parcels::peek`].
     pub(crate) fn consume(self) -> Vec<Fd> {
+        kill_point();
         // What stays for want of success is thrown away by its tag.
         let _ = socket::skip(self.parcels.receiving.as_fd());
         self.fds

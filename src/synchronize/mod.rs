@@ -12,7 +12,7 @@ pub(crate) mod protocol;
 mod rlock;
 mod semaphore;
 #[cfg(all(test, multiprocess))]
-mod tests;
+pub(crate) mod tests;
 pub(crate) mod wait;
 
 pub use barrier::{Barrier, BarrierBuilder};

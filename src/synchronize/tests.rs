@@ -1,6 +1,8 @@
 //! Everything with processes that are killed at each of their accesses to what they share.
 
+use std::fmt::Debug;
 use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
@@ -17,7 +19,7 @@ const POINTS: u64 = 1000;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// What needs not wait.
-fn now<T>(future: impl Future<Output = crate::Result<T>>) -> T {
+pub(crate) fn now<T, E: Debug>(future: impl Future<Output = Result<T, E>>) -> T {
     match pin!(future).poll(&mut Context::from_waker(Waker::noop())) {
         Poll::Ready(done) => done.unwrap(),
         Poll::Pending => panic!("it waits"),
@@ -29,8 +31,9 @@ fn ends(point: u64, act: impl Fn()) -> bool {
     match fork().unwrap() {
         Fork::Child => {
             kill_at(point);
-            act();
-            exit_now(0)
+            // Beyond this there is another process's thread.
+            let acted = catch_unwind(AssertUnwindSafe(act));
+            exit_now(i32::from(acted.is_err()))
         }
         Fork::Parent { pid } => {
             let child = pidfd_open(pid).unwrap();
@@ -46,7 +49,7 @@ fn ends(point: u64, act: impl Fn()) -> bool {
 
 /// For each point at which who acts can be killed, and once to its end: what was made, then, while this process
 /// waits as `wait` does, that is to be so afterwards.
-fn at_each_point<T: Clone, W: Future<Output = ()>>(
+pub(crate) fn at_each_point<T: Clone, W: Future<Output = ()>>(
     make: impl Fn() -> T,
     wait: impl Fn(T) -> W,
     act: impl Fn(&T),

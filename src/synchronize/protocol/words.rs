@@ -86,10 +86,10 @@ impl Words for Shared {
 /// Where a process may be killed that a test has put on its way: before each access to what is shared.
 #[cfg(not(test))]
 #[inline]
-fn kill_point() {}
+pub(crate) fn kill_point() {}
 
 #[cfg(test)]
-use kill_points::pass as kill_point;
+pub(crate) use kill_points::pass as kill_point;
 
 #[cfg(test)]
 pub(crate) mod kill_points {
@@ -103,7 +103,6 @@ pub(crate) mod kill_points {
         LEFT.store(number, Ordering::SeqCst);
     }
 
-    /// One of them.
     pub(crate) fn pass() {
         if LEFT.load(Ordering::Relaxed) != u64::MAX && LEFT.fetch_sub(1, Ordering::SeqCst) == 0 {
             let _ = nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::SIGKILL);

@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::super::*;
 use crate::synchronize::protocol::Here;
-use crate::synchronize::protocol::words::kill_points::{kill_at, pass};
+use crate::synchronize::protocol::words::kill_points::kill_at;
 use crate::sys::fd::poll_readable;
 use crate::sys::memory::{Shared, seal_fixed_size, sparse};
 use crate::sys::process::{Exit, Fork, exit_now, fork, pidfd_open, try_wait};
@@ -29,36 +29,7 @@ struct Queue {
     memory: Shared,
 }
 
-/// A process may be killed before each call, too.
-#[derive(Clone, Copy, Debug)]
-struct Mortal<'a>(BorrowedFd<'a>);
-
-impl Store for Mortal<'_> {
-    fn admits(&self, end: usize, len: usize) -> io::Result<()> {
-        self.0.admits(end, len)
-    }
-
-    fn write(&self, at: usize, bytes: &[u8]) -> io::Result<()> {
-        pass();
-        self.0.write(at, bytes)
-    }
-
-    fn read(&self, at: usize, len: usize, into: &mut Vec<u8>) -> io::Result<()> {
-        pass();
-        self.0.read(at, len, into)
-    }
-
-    fn is_written(&self, at: usize, len: usize) -> io::Result<bool> {
-        self.0.is_written(at, len)
-    }
-
-    fn punch(&self, at: usize, len: usize) -> io::Result<()> {
-        pass();
-        self.0.punch(at, len)
-    }
-}
-
-type Place<'a> = Extents<'a, Shared, Here, Mortal<'a>>;
+type Place<'a> = Extents<'a, Shared, Here, BorrowedFd<'a>>;
 
 impl Queue {
     fn new() -> Self {
@@ -74,7 +45,7 @@ impl Queue {
 
     fn extents(&self) -> Place<'_> {
         let layout = Layout { table: TABLE, entries: ENTRIES, head: HEAD, tail: TAIL };
-        Extents::new(&self.memory, &Here, Mortal(self.fd.as_fd()), layout)
+        Extents::new(&self.memory, &Here, self.fd.as_fd(), layout)
     }
 
     fn put(&self, item: u8) {
