@@ -14,3 +14,6 @@
 #[doc = include_str!("../docs/pool/testing.md")]
 #[doc = include_str!("../docs/pool/doctor.md")]
 pub mod pool {}
+
+#[doc = include_str!("../docs/queue/README.md")]
+pub mod queue {}

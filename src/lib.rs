@@ -50,6 +50,10 @@
 //! | `conn.send(x)`, `conn.recv()`, `conn.poll(1)` | [`Connection::send`], [`recv`](Connection::recv), [`poll_timeout`](Connection::poll_timeout) |
 //! | `Listener(address, authkey=key)`, `Client(address, authkey=key)` | [`Listener::bind(address)`](Listener::bind)`.authkey(&key).await?`, [`Client::connect(address)`](Client::connect) likewise |
 //! | `connection.wait(objects, timeout)` | [`wait`], [`wait_timeout`], and [`WaitSet`] for many |
+//! | `Queue(10)`, `JoinableQueue()`, `SimpleQueue()` | [`Queue::new`]`(10)?`, [`JoinableQueue::new`]`(0)?`, [`SimpleQueue::new`]`()?` |
+//! | `q.put(x)`, `q.get()`, `q.put_nowait(x)`, `q.get(timeout=1)` | [`q.put(x).await?`](Queue::put), [`q.get().await?`](Queue::get), [`q.try_put(x)?`](Queue::try_put), [`get_timeout`](Queue::get_timeout) |
+//! | `q.join_thread()`, `q.cancel_join_thread()` | [`join_feeder`](Queue::join_feeder), [`cancel_join_feeder`](Queue::cancel_join_feeder) |
+//! | functions in queues and messages | [`Func`] |
 //! | `Lock()`, `with lock:` | [`Lock::new`]`()?`, `let guard = `[`lock.acquire().await?`](Lock::acquire); [`RLock`] likewise |
 //! | `Semaphore(n)`, `BoundedSemaphore(n)` | [`Semaphore::new`]`(n)?`, [`BoundedSemaphore::new`]`(n)?` |
 //! | `Event()`, `Condition(lock)`, `Barrier(n, action)` | [`Event::new`]`()?`, [`Condition::new`]`(lock)?`, [`Barrier::builder`]`(n)` |
@@ -78,6 +82,12 @@
 //! other value, and move to whom they are sent. A [`Listener`] takes connections from processes that have
 //! nothing in common with this one, CPython's among them (feature `python`). The module [`connection`]
 //! says what each promises. Files and sockets travel as a [`Handle`].
+//!
+//! # Queues
+//!
+//! A [`Queue`] passes items from many processes to many, a [`JoinableQueue`] is told when they are done, and what a
+//! [`SimpleQueue`] has taken survives who has put it. Whoever dies at whatever instant takes along what it had in
+//! hand and nothing else. The guide [`docs::queue`] says which to take, and what each promises.
 //!
 //! # Locks and shared memory
 //!

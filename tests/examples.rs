@@ -148,6 +148,28 @@ fn service_tells_whose_fault_it_was() {
     assert_eq!(lines.last(), Some(&"done, with 0 killed at the deadline"));
 }
 
+#[test]
+fn workers_call_what_they_find_in_a_queue() {
+    let output = run(&mut example("workers"));
+    assert_code(&output, 0);
+    let lines: Vec<_> = stdout(&output).lines().collect();
+    let calls = |function: &str| lines.iter().filter(|line| line.contains(function)).count();
+    assert_eq!((calls("workers::times("), calls("workers::plus(")), (20, 19), "{lines:?}");
+    assert_eq!(lines.last(), Some(&"the first 20 squares add up to 2870"));
+}
+
+#[test]
+fn producers_and_consumers_that_are_killed_change_no_sum() {
+    let output = run(&mut example("producer_consumer"));
+    assert_code(&output, 0);
+    let lines: Vec<_> = stdout(&output).lines().collect();
+    assert_eq!(lines[..2], ["producer-0 was killed: SIGKILL", "consumer-0 was killed: SIGKILL"]);
+    // What the producer had not put; the consumer had one more at most.
+    let missing: u64 = lines[2].split_once(' ').unwrap().0.parse().unwrap();
+    assert!((1..1_001).contains(&missing), "{lines:?}");
+    assert_eq!(lines.last(), Some(&"the primes below 1000000 add up to 37550402023"));
+}
+
 #[cfg(feature = "python")]
 #[test]
 fn python_peer_talks_in_both_directions() {

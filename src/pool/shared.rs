@@ -302,13 +302,17 @@ impl Owner {
 
 impl Drop for Last {
     fn drop(&mut self) {
-        let threw_away = self.0.with(|scheduler, _| {
-            let unfinished = scheduler.phase() == Phase::Running && scheduler.has_unfinished();
+        let dropped = self.0.with(|scheduler, _| {
+            let running = scheduler.phase() == Phase::Running;
+            let unfinished = scheduler.has_unfinished();
             scheduler.terminate();
-            unfinished
+            running.then_some(unfinished)
         });
-        if threw_away == Some(true) {
-            crate::log::warn(format_args!("a running pool was dropped with tasks in it"));
+        match dropped.flatten() {
+            Some(true) => crate::log::warn(format_args!("a running pool was dropped with tasks in it")),
+            // Many a `main` ends so: it is for those alone to see who look at all that happens.
+            Some(false) => tracing::warn!("a running pool was dropped: it was neither closed nor terminated"),
+            None => {}
         }
     }
 }

@@ -98,9 +98,15 @@ pub(super) fn run_finalizers() {
 mod tests {
     use super::*;
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::thread;
+
+    /// They are all run at once, so one test at a time has some.
+    static ALONE: Mutex<()> = Mutex::new(());
 
     #[test]
     fn finalizers_run_by_priority_then_youngest_first() {
+        let _alone = lock(&ALONE);
         let order = Arc::new(Mutex::new(Vec::new()));
         let note = |n: i32| {
             let order = order.clone();
@@ -113,5 +119,44 @@ mod tests {
         assert!(cancelled.cancel() && !cancelled.call() && !cancelled.still_active());
         run_finalizers();
         assert_eq!(*lock(&order), [1, 2, 3, 4, 5]);
+    }
+
+    // conformance: _TestFinalize.test_thread_safety
+    #[test]
+    fn finalizers_are_made_called_and_cancelled_while_others_run() {
+        const EACH: usize = 5_000;
+        static RAN: AtomicUsize = AtomicUsize::new(0);
+        let _alone = lock(&ALONE);
+        let count = || drop(RAN.fetch_add(1, Ordering::Relaxed));
+        let cancelled = thread::scope(|scope| {
+            let makers: Vec<_> = (0..3)
+                .map(|maker| {
+                    scope.spawn(move || {
+                        let mut cancelled = 0;
+                        for number in 0..EACH {
+                            let priority = (number * 7919 + maker) % 11;
+                            // What it does may make and cancel others.
+                            let finalizer = Finalize::new(priority as i32, move || {
+                                assert!(Finalize::new(0, || ()).cancel());
+                                count();
+                            });
+                            match number % 3 {
+                                0 => drop(finalizer.call()),
+                                1 => cancelled += usize::from(finalizer.cancel()),
+                                _ => {}
+                            }
+                        }
+                        cancelled
+                    })
+                })
+                .collect();
+            while makers.iter().any(|maker| !maker.is_finished()) {
+                run_finalizers();
+            }
+            makers.into_iter().map(|maker| maker.join().unwrap()).sum::<usize>()
+        });
+        run_finalizers();
+        // Each ran once, unless it was cancelled before.
+        assert_eq!(RAN.load(Ordering::Relaxed) + cancelled, 3 * EACH);
     }
 }

@@ -7,13 +7,15 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::runtime::{Builder, Handle};
-use tokio::sync::Notify;
 use tokio::task::yield_now;
 
-use super::core::{Core, Fed};
+use super::core::Core;
 use super::item::Item;
+use super::putting::Fed;
 use crate::error::{Error, Result};
+use crate::process::active_children;
 use crate::reactor;
 use crate::sys;
 use crate::sys::per_process::PerProcess;
@@ -23,8 +25,6 @@ use crate::util::{Finalize, lock};
 #[derive(Default)]
 struct Backlog {
     items: Mutex<VecDeque<Item>>,
-    /// Rung when none waits any more.
-    fed: Notify,
 }
 
 #[derive(Default)]
@@ -64,15 +64,10 @@ pub(super) fn push(core: &Core, item: &mut Item) {
     }
 }
 
-/// Waits until nothing of this process waits for room.
+/// Moves what waits in this process, until nothing does: who feeds it may be on a runtime that is not polled.
 pub(super) async fn flush(core: &Core) {
-    loop {
-        let Some(backlog) = of(core) else { return };
-        let fed = backlog.fed.notified();
-        // Else this one was emptied before that, and it may be another one that waits.
-        if of(core).is_some_and(|now| Arc::ptr_eq(&now, &backlog)) {
-            fed.await;
-        }
+    while let Some(backlog) = of(core) {
+        feed(core, &backlog).await;
     }
 }
 
@@ -107,9 +102,13 @@ impl Feeder {
         let (core, backlog) = (self.core.take(), self.backlog.clone());
         let run = move || {
             let feeder = Self { core, backlog };
-            match Builder::new_current_thread().enable_io().build() {
-                Ok(runtime) => runtime.block_on(feeder.run()),
-                Err(error) => tracing::error!(%error, "no runtime for items that wait"),
+            loop {
+                match Builder::new_current_thread().enable_io().build() {
+                    Ok(runtime) => return runtime.block_on(feeder.run()),
+                    // For want of descriptors: there may be some again.
+                    Err(error) => tracing::debug!(%error, "no runtime for items that wait"),
+                }
+                std::thread::sleep(LOOK_EVERY);
             }
         };
         if let Err(error) = sys::threads::spawn("mp-feeder", run) {
@@ -179,13 +178,12 @@ fn is_done(core: &Core, backlog: &Backlog) -> bool {
         drop(backlogs);
         drop(ended);
     }
-    backlog.fed.notify_waiters();
     true
 }
 
 /// How often it is looked whether anybody is left who could get.
 const LOOK_EVERY: Duration = Duration::from_millis(100);
-/// In how many looks nobody was there: a child to which the queue was given may not have read that yet.
+/// In how many looks nobody was there: who was given the queue may not have read that yet.
 const ALONE: u32 = 10;
 
 /// At the end of this process: moves what waits. Who is to get it may take as long as it likes; once nobody else
@@ -195,29 +193,38 @@ fn finish() {
     let Ok(runtime) = runtime else { return };
     runtime.block_on(async {
         loop {
-            let next = {
+            let waiting: Vec<_> = {
                 let backlogs = lock(BACKLOGS.get());
-                let waited_for = backlogs.of.values().find(|waiting| waiting.core.is_waited_for());
-                waited_for.map(|waiting| (waiting.core.clone(), waiting.backlog.clone()))
+                let waited_for = backlogs.of.values().filter(|waiting| waiting.core.is_waited_for());
+                waited_for.map(|waiting| (waiting.core.clone(), waiting.backlog.clone())).collect()
             };
-            let Some((core, backlog)) = next else { return };
-            let abandoned = async {
-                let mut alone = 0;
-                while alone < ALONE {
-                    alone = if core.is_shared() { 0 } else { alone + 1 };
-                    if reactor::sleep(LOOK_EVERY).await.is_err() {
-                        return;
-                    }
-                }
-            };
-            tokio::select! {
-                biased;
-                () = feed(&core, &backlog) => {}
-                () = abandoned => {
-                    core.forget_waiting(std::mem::take(&mut *lock(&backlog.items)));
-                    is_done(&core, &backlog);
-                }
+            if waiting.is_empty() {
+                return;
             }
+            // All at once, as somebody may get from one only after another.
+            join_all(waiting.iter().map(|(core, backlog)| feed_as_long_as_shared(core, backlog))).await;
         }
     });
+}
+
+async fn feed_as_long_as_shared(core: &Core, backlog: &Backlog) {
+    let abandoned = async {
+        let mut alone = 0;
+        while alone < ALONE {
+            // A child may have to begin before it has the queue. The end of this process waits for it anyway.
+            let may_get = core.is_shared() || active_children().iter().any(|child| !child.daemon());
+            alone = if may_get { 0 } else { alone + 1 };
+            if reactor::sleep(LOOK_EVERY).await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = feed(core, backlog) => {}
+        () = abandoned => {
+            core.forget_waiting(std::mem::take(&mut *lock(&backlog.items)));
+            is_done(core, backlog);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 
-use super::core::CAPACITY;
+use super::memory::CAPACITY;
 use crate::error::Result;
 use crate::reduction::{self, CodecError, Departures, Incoming, Message, MessagePack, Peer};
 use crate::ring::many::{self, HEAD};

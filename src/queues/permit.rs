@@ -2,8 +2,8 @@
 
 use std::fmt;
 
-use super::core::Slot;
 use super::error::PutError;
+use super::putting::Slot;
 use super::queue::Queue;
 use crate::reduction::Message;
 use crate::sys::per_process::process_token;

@@ -6,11 +6,13 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::core::{Core, Design, Slot};
+use super::core::{Core, Design};
 use super::error::{GetError, PutError, PutErrorKind};
 use super::feeder;
+use super::getting::Lost;
 use super::item::{Arrived, Item};
 use super::permit::Permit;
+use super::putting::Slot;
 use crate::error::{Error, Result};
 use crate::reduction::{Descriptor, Message, Peer, peer};
 use crate::ring::parcels::Parcels;
@@ -131,6 +133,9 @@ impl<T> Queue<T> {
     ///
     /// # Cancel safety
     /// Nothing is lost: what waits is moved all the same.
+    ///
+    /// # Panics
+    /// If it has to wait outside of a runtime, or on one without I/O.
     pub async fn flush(&self) {
         feeder::flush(&self.core).await;
     }
@@ -142,6 +147,9 @@ impl<T> Queue<T> {
     ///
     /// # Cancel safety
     /// As that of [`flush`](Self::flush).
+    ///
+    /// # Panics
+    /// As [`flush`](Self::flush) does.
     #[doc(alias = "join_thread")]
     pub async fn join_feeder(&self) -> Result<()> {
         if !self.core.is_closed() {
@@ -276,7 +284,7 @@ impl<T: Message> Queue<T> {
     pub async fn get(&self) -> Result<T, GetError> {
         let mut item = Arrived::new();
         self.core.get(&mut item).await?;
-        item.decode().map_err(GetError::Decode)
+        self.read(item)
     }
 
     /// [`get`](Self::get) for so long at most. Without any time it is tried once.
@@ -305,7 +313,14 @@ impl<T: Message> Queue<T> {
     pub fn try_get(&self) -> Result<T, GetError> {
         let mut item = Arrived::new();
         self.core.try_get(&mut item)?;
-        item.decode().map_err(GetError::Decode)
+        self.read(item)
+    }
+
+    fn read(&self, item: Arrived) -> Result<T, GetError> {
+        let lost = Lost(&self.core);
+        let value = item.decode().map_err(GetError::Decode)?;
+        lost.found();
+        Ok(value)
     }
 }
 

@@ -28,6 +28,11 @@ pub(crate) fn withdraw(words: &impl Words, cell: Cell) {
 /// Whether anybody sleeps, after this process has changed something.
 pub(crate) fn anyone(words: &impl Words) -> bool {
     words.fence();
+    anyone_else(words)
+}
+
+/// As [`anyone`], of another object after the same change.
+pub(crate) fn anyone_else(words: &impl Words) -> bool {
     lines(words).any(|line| words.load(line, Ordering::Relaxed) != 0)
 }
 

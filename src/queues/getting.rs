@@ -1,0 +1,245 @@
+//! Getting, and acknowledging what was got.
+
+use std::sync::atomic::Ordering;
+
+use super::core::{CLOSED, Core, Held, Inner, patient};
+use super::error::GetError;
+use super::item::{Arrived, Parts};
+use super::memory::{CAPACITY, Claimed, Part, SHUT_DOWN, unfinished_from};
+use super::{acks, slots};
+use crate::error::{Error, Result};
+use crate::ring::Corrupt;
+use crate::ring::many::{Front, Mark};
+use crate::ring::parcels::{Opened, Place};
+use crate::synchronize::object::Object;
+use crate::synchronize::protocol::{Cell, Here, bells};
+use crate::synchronize::wait::{proceed, sleep, wait};
+
+/// What became of an attempt to get.
+pub(super) enum Taken {
+    /// It is where it was to go.
+    Item,
+    Empty,
+    /// Somebody else has the lock.
+    Busy,
+}
+
+/// What lies beside an item that is next to be taken.
+type Beside<'a> = (Parts, Option<Opened<'a>>, Option<Claimed<'a>>);
+
+/// An item that was taken, and that nobody gets if this is dropped: then there is nothing to acknowledge either.
+pub(super) struct Lost<'a>(pub(super) &'a Core);
+
+impl Lost<'_> {
+    pub(super) fn found(self) {
+        std::mem::forget(self);
+    }
+}
+
+impl Drop for Lost<'_> {
+    fn drop(&mut self) {
+        if self.0.design().joinable {
+            let _ = self.0.acknowledge();
+        }
+    }
+}
+
+impl Core {
+    /// Takes the next item, once there is one.
+    pub(super) async fn get(&self, item: &mut Arrived) -> Result<(), GetError> {
+        proceed().await;
+        let mut taken = self.take(item, Held::spin(&self.0.consumers), false);
+        loop {
+            taken = match taken? {
+                Taken::Item => return Ok(()),
+                Taken::Busy => self.take(item, Some(Held::wait(&self.0.consumers).await?), false),
+                Taken::Empty => {
+                    sleep(&self.0.items, |turn| {
+                        let looks = !turn.slept || self.0.items.takes_turn();
+                        let taken = self.take(item, Held::spin(&self.0.consumers), looks);
+                        (!matches!(taken, Ok(Taken::Empty))).then_some(taken)
+                    })
+                    .await?
+                }
+            };
+        }
+    }
+
+    /// Takes the next item if there is one. Where others have the lock for long there may be none though there
+    /// is.
+    pub(super) fn try_get(&self, item: &mut Arrived) -> Result<(), GetError> {
+        match self.take(item, patient(|| Held::try_take(&self.0.consumers)), true)? {
+            Taken::Item => Ok(()),
+            Taken::Empty | Taken::Busy => Err(GetError::Empty),
+        }
+    }
+
+    fn take(&self, item: &mut Arrived, held: Option<Held<'_>>, looks: bool) -> Result<Taken, GetError> {
+        if self.flags()? & CLOSED != 0 {
+            return Err(GetError::Closed);
+        }
+        let Some(held) = held else { return Ok(Taken::Busy) };
+        let ring = &self.0.ring;
+        let Some(front) = ring.front().map_err(Error::from)? else {
+            if looks {
+                self.tidy()?;
+            }
+            drop(held);
+            return if self.is_over() { Err(GetError::ShutDown) } else { Ok(Taken::Empty) };
+        };
+        // Before anything is taken, as there may be no cell.
+        let acknowledges = if self.design().joinable { Some(self.0.done.cell()?) } else { None };
+        item.bytes.clear();
+        ring.copy_out(&front, &mut item.bytes);
+        if front.flags != 0 {
+            return self.take_with_beside(item, &front, held, acknowledges);
+        }
+        self.commit(&front, acknowledges);
+        drop(held);
+        item.body_at = 0;
+        self.ring_after_get(false);
+        Ok(Taken::Item)
+    }
+
+    /// The item is this process's from here on. With the consumers' lock.
+    fn commit(&self, front: &Front, acknowledges: Option<Cell>) {
+        let Some(cell) = acknowledges else { return self.0.ring.take(front) };
+        acks::intend(self.0.done.words(), cell, front.ticket.sequence());
+        self.0.ring.take(front);
+        acks::count(self.0.done.words(), cell, self.0.ring.head().sequence());
+    }
+
+    /// [`take`](Self::take), of an item that lies in an extent, or has handles.
+    #[cold]
+    fn take_with_beside(
+        &self,
+        item: &mut Arrived,
+        front: &Front,
+        held: Held<'_>,
+        acknowledges: Option<Cell>,
+    ) -> Result<Taken, GetError> {
+        let beside = self.open_beside(front, &item.bytes)?;
+        self.commit(front, acknowledges);
+        let lost = Lost(self);
+        let Some((parts, parcel, extent)) = beside else {
+            return Err(GetError::Failed(Corrupt.into()));
+        };
+        item.body_at = parts.body_at;
+        item.attachments = parcel.map_or_else(Vec::new, |parcel| parcel.consume());
+        drop(held);
+        self.ring_after_get(true);
+        if let Some(extent) = extent {
+            item.bytes.clear();
+            item.body_at = 0;
+            extent.read(&mut item.bytes)?;
+        }
+        lost.found();
+        Ok(Taken::Item)
+    }
+
+    /// Opens what lies beside an item: `None` if it is not there. With the consumers' lock, and before the item
+    /// is taken: if this fails the item stays.
+    fn open_beside(&self, front: &Front, bytes: &[u8]) -> Result<Option<Beside<'_>>> {
+        let Some(parts) = Parts::of(front.flags, bytes) else { return Ok(None) };
+        let parcel = match parts.label {
+            None => None,
+            Some(label) => match self.0.parcels.peek(label, front.ticket.0, |ticket| self.place(ticket))? {
+                None => return Ok(None),
+                opened => opened,
+            },
+        };
+        let extent = match parts.extent.map(|entry| self.extents().claim(entry, front.ticket.0)) {
+            None => None,
+            Some(Ok(extent)) => Some(extent),
+            Some(Err(Corrupt)) => return Ok(None),
+        };
+        Ok(Some((parts, parcel, extent)))
+    }
+
+    fn place(&self, ticket: u64) -> Place {
+        // The head first: what is taken meanwhile is not taken for what comes next.
+        let head = self.0.ring.head();
+        Mark(ticket).place(head, self.0.ring.tail())
+    }
+
+    /// Tells those who wait for a slot, or for room.
+    fn ring_after_get(&self, had_beside: bool) {
+        let waits_for_room = bells::anyone(self.0.room.words());
+        if self.design().max != 0 && bells::anyone_else(self.0.slots.words()) {
+            self.0.slots.call_one();
+        }
+        // Half of the ring, so that each bell is for many items.
+        if waits_for_room && (had_beside || self.0.ring.free() >= CAPACITY as u64 / 2) {
+            self.0.room.call_all();
+        }
+    }
+
+    /// Throws away what dead processes have left beside the ring. With the consumers' lock, when there is nothing
+    /// to take.
+    fn tidy(&self) -> Result<()> {
+        self.extents().reap();
+        Ok(self.0.parcels.sweep(|ticket| self.place(ticket))?)
+    }
+
+    /// Whether nothing will ever be got any more.
+    fn is_over(&self) -> bool {
+        if !self.is_shut_down() {
+            return false;
+        }
+        // Who has the lock may have come before that, and put something yet; who comes later does not.
+        let Some(_held) = Held::try_take(&self.0.producers) else { return false };
+        slots::held(self.0.slots.words(), &Here, true).all() == 0 && self.0.ring.items() == 0
+    }
+
+    /// After something is held no more: who gets may have waited for that alone.
+    pub(super) fn call_if_over(&self) {
+        if self.is_shut_down() {
+            self.0.items.call_all();
+        }
+    }
+
+    /// Whether who gets would not have to wait.
+    pub(super) fn gives(&self) -> bool {
+        self.0.ring.items() > 0 || self.is_over()
+    }
+
+    /// How many items there are, at an instant during the call: in the ring and with those who put them.
+    pub(super) fn len(&self) -> u64 {
+        let waiting = slots::held(self.0.slots.words(), &Here, true).waiting;
+        u64::from(waiting) + self.0.ring.items()
+    }
+
+    pub(super) fn is_full(&self) -> bool {
+        let max = u64::from(self.design().max);
+        max != 0 && slots::held(self.0.slots.words(), &Here, true).all() + self.0.ring.items() >= max
+    }
+
+    /// Acknowledges an item that was got.
+    pub(super) fn acknowledge(&self) -> Result<()> {
+        let done = &self.0.done;
+        if !acks::acknowledge(done.words(), &Here, done.own_cell()) {
+            return Err(Error::TooManyTaskDone);
+        }
+        if bells::anyone(done.words()) && unfinished_from(done, Part::Done, false).0 == 0 {
+            done.call_all();
+        }
+        Ok(())
+    }
+
+    /// Waits until all that was put is done, and says how many were left behind.
+    pub(super) async fn join(&self) -> Result<u64> {
+        // Each attempt looks who is dead: it is woken for that, too, and asks only for those who have taken some.
+        wait(&self.0.done, |_| match unfinished_from(&self.0.done, Part::Done, true) {
+            (0, left) => Some(left),
+            _ => None,
+        })
+        .await
+    }
+
+    /// Has nothing put any more.
+    pub(super) fn shut_down(&self) {
+        self.0.memory.atomic_u64(SHUT_DOWN).store(1, Ordering::SeqCst);
+        let Inner { items, slots, room, .. } = &*self.0;
+        [items, slots, room].into_iter().for_each(Object::call_all);
+    }
+}

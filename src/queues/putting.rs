@@ -1,0 +1,400 @@
+//! Putting: into the ring if there is room, else behind what waits in this process.
+
+use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
+
+use super::core::{CLOSED, Core, Held, WAITING, patient};
+use super::error::PutErrorKind;
+use super::item::Item;
+use super::memory::{Extent, WHOLE};
+use super::{feeder, slots};
+use crate::error::Result;
+use crate::synchronize::protocol::Here;
+use crate::synchronize::wait::{proceed, sleep};
+use crate::sys::fd::is_exhausted;
+use crate::sys::memory;
+use crate::sys::socket::is_full;
+
+/// What became of an offer.
+pub(super) enum Offer {
+    /// It was put, and what was offered is empty.
+    Put,
+    /// Somebody else has the lock.
+    Busy,
+    /// There is no slot.
+    Full,
+    /// There is a slot, and no room; only where nothing waits in its process.
+    NoRoom,
+}
+
+/// For what slot an item is put.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Slot {
+    Free,
+    /// One that this process has reserved.
+    Reserved,
+}
+
+/// A slot that a future has reserved for what it puts.
+struct Reservation<'a> {
+    core: &'a Core,
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.core.give_back();
+    }
+}
+
+impl Core {
+    /// Puts an item for a slot, and waits until there is one. If it fails the item is where it was.
+    pub(super) async fn put(&self, item: &mut Item) -> Result<(), PutErrorKind> {
+        item.pack()?;
+        if item.is_large() {
+            return self.put_large(item).await;
+        }
+        proceed().await;
+        let offer = |item: &mut Item, held, looks| self.offer(item, Slot::Free, &mut None, held, looks);
+        let mut offered = offer(item, Held::spin(&self.0.producers), false);
+        loop {
+            offered = match offered? {
+                Offer::Put => return Ok(()),
+                Offer::Busy => offer(item, Some(Held::wait(&self.0.producers).await?), false),
+                Offer::Full => {
+                    // Each attempt looks who is dead: it is that, or nothing, for which it was woken.
+                    sleep(&self.0.slots, |_| {
+                        let offered = offer(item, Held::spin(&self.0.producers), true);
+                        (!matches!(offered, Ok(Offer::Full))).then_some(offered)
+                    })
+                    .await?
+                }
+                Offer::NoRoom => {
+                    sleep(&self.0.room, |_| {
+                        let offered = offer(item, Held::spin(&self.0.producers), false);
+                        (!matches!(offered, Ok(Offer::NoRoom))).then_some(offered)
+                    })
+                    .await?
+                }
+            };
+        }
+    }
+
+    /// The slot first, as extents are few.
+    async fn put_large(&self, item: &mut Item) -> Result<(), PutErrorKind> {
+        self.reserve().await?;
+        let reserved = Reservation { core: self };
+        loop {
+            let mut extent = self.lay_out(item)?;
+            let offered = match self.offer(item, Slot::Reserved, &mut extent, self.patient_hold(), false)? {
+                Offer::Busy => {
+                    let held = Held::wait(&self.0.producers).await?;
+                    self.offer(item, Slot::Reserved, &mut extent, Some(held), false)?
+                }
+                offered => offered,
+            };
+            if let Offer::Put = offered {
+                std::mem::forget(reserved);
+                return Ok(());
+            }
+            drop(extent);
+            // Of a queue without a feeder: until there is a place for it.
+            let mut looks = 0;
+            sleep(&self.0.room, |_| {
+                looks += 1;
+                (looks > 1).then_some(())
+            })
+            .await?;
+        }
+    }
+
+    /// Writes a large item to an extent; `None` if it is not large, or there is none.
+    fn lay_out(&self, item: &Item) -> Result<Option<Extent<'_>>> {
+        if !item.is_large() {
+            return Ok(None);
+        }
+        // Before it is left to wait for an extent that can never be.
+        memory::admits(WHOLE, item.body().len())?;
+        if self.flags()? & WAITING != 0 {
+            return Ok(None);
+        }
+        if self.0.slots.takes_turn() {
+            self.extents().reap();
+        }
+        let extent = self.extents().reserve(item.body().len())?;
+        if let Some(extent) = &extent {
+            extent.write(0, item.body())?;
+        }
+        Ok(extent)
+    }
+
+    fn patient_hold(&self) -> Option<Held<'_>> {
+        patient(|| Held::try_take(&self.0.producers))
+    }
+
+    /// Puts an item now. Where others have the lock for long it may be full though it is not: of a queue that
+    /// takes any number, the item waits with this process's others then.
+    pub(super) fn try_put(&self, item: &mut Item, slot: Slot) -> Result<(), PutErrorKind> {
+        item.pack()?;
+        let mut extent = self.lay_out(item)?;
+        match self.offer(item, slot, &mut extent, self.patient_hold(), true)? {
+            Offer::Put => Ok(()),
+            Offer::Busy if self.design().feeds && (self.design().max == 0 || slot == Slot::Reserved) => {
+                self.wait_in_process(item, slot)
+            }
+            Offer::Busy | Offer::Full | Offer::NoRoom => Err(PutErrorKind::Full),
+        }
+    }
+
+    fn offer(
+        &self,
+        item: &mut Item,
+        slot: Slot,
+        extent: &mut Option<Extent<'_>>,
+        held: Option<Held<'_>>,
+        looks: bool,
+    ) -> Result<Offer, PutErrorKind> {
+        let flags = self.flags()?;
+        if flags & CLOSED != 0 {
+            return Err(PutErrorKind::Closed);
+        }
+        let Some(held) = held else { return Ok(Offer::Busy) };
+        // With the lock: see `is_over`.
+        if self.is_shut_down() {
+            return Err(PutErrorKind::ShutDown);
+        }
+        if slot == Slot::Free && !self.has_slot(looks) {
+            return Ok(Offer::Full);
+        }
+        if flags & WAITING == 0 && self.publish(item, extent)? {
+            self.give_up(slot);
+            drop(held);
+            self.0.items.call_one();
+            return Ok(Offer::Put);
+        }
+        if !self.design().feeds {
+            return Ok(Offer::NoRoom);
+        }
+        // With the lock, under which there was a slot for it.
+        self.count_waiting(slot)?;
+        drop(held);
+        feeder::push(self, item);
+        Ok(Offer::Put)
+    }
+
+    /// Leaves an item with this process's others, without the lock.
+    fn wait_in_process(&self, item: &mut Item, slot: Slot) -> Result<(), PutErrorKind> {
+        self.count_waiting(slot)?;
+        // After it counts: whoever is told that the queue is over has seen that it does not.
+        if self.is_shut_down() {
+            self.count_fewer_waiting(1);
+            self.call_if_over();
+            return Err(PutErrorKind::ShutDown);
+        }
+        feeder::push(self, item);
+        Ok(())
+    }
+
+    fn count_waiting(&self, slot: Slot) -> Result<()> {
+        let cell = self.0.slots.cell()?;
+        slots::update(self.0.slots.words(), cell, |held| slots::Held {
+            reserved: held.reserved.saturating_sub(u32::from(slot == Slot::Reserved)),
+            waiting: held.waiting + 1,
+        });
+        Ok(())
+    }
+
+    /// What was reserved is used, or not needed.
+    pub(super) fn give_up(&self, slot: Slot) {
+        if slot == Slot::Reserved
+            && let Some(cell) = self.0.slots.own_cell()
+        {
+            slots::update(self.0.slots.words(), cell, |held| slots::Held {
+                reserved: held.reserved.saturating_sub(1),
+                ..held
+            });
+        }
+    }
+
+    /// As [`give_up`](Self::give_up), for others to have.
+    pub(super) fn give_back(&self) {
+        self.give_up(Slot::Reserved);
+        self.0.slots.call_one();
+        self.call_if_over();
+    }
+
+    /// Reserves a slot once there is one.
+    pub(super) async fn reserve(&self) -> Result<(), PutErrorKind> {
+        proceed().await;
+        let mut reserved = self.reserve_now(Held::spin(&self.0.producers), false);
+        loop {
+            reserved = match reserved? {
+                Offer::Put => return Ok(()),
+                Offer::Busy => {
+                    let held = Held::wait(&self.0.producers).await?;
+                    self.reserve_now(Some(held), false)
+                }
+                Offer::Full | Offer::NoRoom => {
+                    sleep(&self.0.slots, |_| {
+                        let reserved = self.reserve_now(Held::spin(&self.0.producers), true);
+                        (!matches!(reserved, Ok(Offer::Full))).then_some(reserved)
+                    })
+                    .await?
+                }
+            };
+        }
+    }
+
+    pub(super) fn try_reserve(&self) -> Result<(), PutErrorKind> {
+        match self.reserve_now(patient(|| Held::try_take(&self.0.producers)), true)? {
+            Offer::Put => Ok(()),
+            _ => Err(PutErrorKind::Full),
+        }
+    }
+
+    fn reserve_now(&self, held: Option<Held<'_>>, looks: bool) -> Result<Offer, PutErrorKind> {
+        if self.flags()? & CLOSED != 0 {
+            return Err(PutErrorKind::Closed);
+        }
+        let Some(_held) = held else { return Ok(Offer::Busy) };
+        if self.is_shut_down() {
+            return Err(PutErrorKind::ShutDown);
+        }
+        if !self.has_slot(looks) {
+            return Ok(Offer::Full);
+        }
+        let cell = self.0.slots.cell()?;
+        slots::update(self.0.slots.words(), cell, |held| slots::Held { reserved: held.reserved + 1, ..held });
+        Ok(Offer::Put)
+    }
+
+    /// Whether one more item may be put. With the producers' lock, under which no other slot is taken. With `looks`,
+    /// as who is about to sleep or was woken does, if there is none it is asked whether those live who hold some.
+    fn has_slot(&self, looks: bool) -> bool {
+        let max = u64::from(self.design().max);
+        if max == 0 {
+            return true;
+        }
+        let in_ring = self.0.ring.items();
+        let held = |looks| slots::held_with_lock(self.0.slots.words(), &Here, looks).all();
+        in_ring + held(false) < max || looks && in_ring + held(true) < max
+    }
+
+    /// Puts an item into the ring, a large one by the extent in which it lies; false if there is no room. With
+    /// the producers' lock.
+    fn publish(&self, item: &mut Item, extent: &mut Option<Extent<'_>>) -> Result<bool> {
+        let ring = &self.0.ring;
+        let reference = extent.as_ref().map(|extent| item.reference(extent.entry()));
+        let len = reference.as_ref().map_or(item.frame().len(), Vec::len);
+        // The last to be asked, as a parcel that was sent is not called back.
+        if extent.is_none() && item.is_large() || !ring.has_room(len)? || !self.send_parcel(item)? {
+            return Ok(false);
+        }
+        if let Some(extent) = extent.take() {
+            extent.commit(ring.tail().0)?;
+        }
+        ring.push(reference.as_deref().unwrap_or(item.frame()))?;
+        item.commit();
+        Ok(true)
+    }
+
+    /// Sends the handles of the item that is put next; false if there is no room.
+    fn send_parcel(&self, item: &mut Item) -> Result<bool> {
+        let Some(parcel) = item.parcel() else { return Ok(true) };
+        match self.0.parcels.send(self.0.ring.tail().0, parcel) {
+            Ok(()) => Ok(true),
+            Err(error) if is_full(&error) || is_exhausted(&error) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Whether there is room for an item; of one with handles, or in an extent, that shows when it is tried.
+    pub(super) fn may_have_room(&self, item: &mut Item) -> bool {
+        !item.is_large() && item.parcel().is_none() && self.0.ring.free() >= item.frame().len() as u64
+    }
+
+    /// Moves some of what waits in this process into the ring; `None` if others have the lock. After that
+    /// [`call_after_feed`](Self::call_after_feed) is to be called.
+    pub(super) fn feed(&self, waiting: &mut VecDeque<Item>) -> Result<Option<Fed>> {
+        // Of a large one ahead of the lock; those behind it have their turn next time.
+        let mut extent = match waiting.front() {
+            Some(item) if item.is_large() => {
+                let extent = self.extents().reserve(item.body().len())?;
+                let Some(extent) = extent else { return Ok(Some(Fed::NoRoom)) };
+                extent.write(0, item.body())?;
+                Some(extent)
+            }
+            _ => None,
+        };
+        let Some(_held) = self.patient_hold() else { return Ok(None) };
+        let mut moved = 0;
+        let mut fed = Fed::All;
+        while let Some(item) = waiting.front_mut() {
+            let has_extent = extent.is_some();
+            if moved == MOST || item.is_large() && !has_extent {
+                fed = Fed::Some;
+                break;
+            }
+            if !self.publish(item, &mut extent)? {
+                fed = Fed::NoRoom;
+                break;
+            }
+            moved += 1;
+            waiting.pop_front();
+            self.count_fewer_waiting(1);
+        }
+        Ok(Some(fed))
+    }
+
+    fn count_fewer_waiting(&self, fewer: usize) {
+        if let Some(cell) = self.0.slots.own_cell() {
+            slots::update(self.0.slots.words(), cell, |held| slots::Held {
+                waiting: held.waiting.saturating_sub(fewer as u32),
+                ..held
+            });
+        }
+    }
+
+    /// Gives up items that waited: nobody will get them.
+    pub(super) fn forget_waiting(&self, items: VecDeque<Item>) {
+        self.count_fewer_waiting(items.len());
+        self.0.slots.call_all();
+        self.0.done.call_all();
+    }
+
+    /// After items were moved: tells who gets. Without any lock, as wakers are others' code.
+    pub(super) fn call_after_feed(&self) {
+        self.0.items.call_one();
+        self.call_if_over();
+    }
+
+    /// Waits until nobody else has the producers' lock.
+    pub(super) async fn producers_pause(&self) -> Result<()> {
+        drop(Held::wait(&self.0.producers).await?);
+        Ok(())
+    }
+
+    /// Waits until there may be room for the first of those that wait.
+    pub(super) async fn room(&self, mut has_room: impl FnMut() -> bool) -> Result<()> {
+        sleep(&self.0.room, |_| has_room().then_some(())).await
+    }
+
+    /// Has what is put from now on wait, or not. With the lock of what waits.
+    pub(super) fn set_waiting(&self, waits: bool) {
+        if waits {
+            self.0.state.fetch_or(WAITING, Ordering::AcqRel);
+        } else {
+            self.0.state.fetch_and(!WAITING, Ordering::AcqRel);
+        }
+    }
+}
+
+/// How many items are moved while the lock is held.
+const MOST: usize = 64;
+
+/// How far what waited was moved.
+pub(super) enum Fed {
+    All,
+    /// There may be room for more.
+    Some,
+    NoRoom,
+}

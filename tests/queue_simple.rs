@@ -1,0 +1,108 @@
+//! Queues without a feeder.
+
+#![cfg(target_os = "linux")]
+
+mod support;
+
+use std::time::Duration;
+
+use mp::{GetError, PutErrorKind, SimpleQueue};
+use support::{eventually, run, run_each};
+use tokio_multiprocess as mp;
+
+const SOON: Duration = Duration::from_secs(20);
+
+// conformance: TestSimpleQueue.test_empty
+#[test]
+fn whether_it_is_empty_is_seen_everywhere() {
+    async fn tells(queue: SimpleQueue<bool>) -> mp::Result<()> {
+        queue.put(queue.is_empty()).await?;
+        queue.put(queue.is_empty()).await?;
+        Ok(())
+    }
+    run_each(60, async |context| {
+        let queue = SimpleQueue::new().unwrap();
+        assert!(queue.is_empty());
+        let child = context.process(tells, (queue.clone(),)).start().await.unwrap();
+        assert!(child.join().await.unwrap().success());
+        assert!(!queue.is_empty());
+        assert!(queue.get().await.unwrap());
+        assert!(!queue.get().await.unwrap());
+        assert!(queue.is_empty());
+    });
+}
+
+// conformance: TestSimpleQueue.test_close
+// conformance: TestSimpleQueue.test_closed
+#[test]
+fn a_closed_one_neither_takes_nor_gives() {
+    run(60, async {
+        let queue = SimpleQueue::new().unwrap();
+        queue.put(1).await.unwrap();
+        queue.close();
+        queue.close();
+        let error = queue.put(2).await.unwrap_err();
+        assert_eq!((error.item, matches!(error.kind, PutErrorKind::Closed)), (2, true));
+        assert!(matches!(queue.get().await, Err(GetError::Closed)));
+        assert!(matches!(queue.try_get(), Err(GetError::Closed)));
+        assert!(matches!(queue.get_timeout(SOON).await, Err(GetError::Closed)));
+    });
+}
+
+/// What is put is out of its process's hands, and who finds no room waits for it.
+#[test]
+fn what_was_put_outlives_who_put_it() {
+    async fn puts(queue: SimpleQueue<Vec<u8>>, first: u8, count: u8) -> mp::Result<()> {
+        for number in first..first + count {
+            queue.put(vec![number; 100_000]).await?;
+        }
+        std::future::pending::<()>().await;
+        Ok(())
+    }
+    run_each(60, async |context| {
+        let queue = SimpleQueue::new().unwrap();
+        // As many as have room, and then one that waits.
+        let child = context.process(puts, (queue.clone(), 0, 20)).start().await.unwrap();
+        for number in 0..10 {
+            assert_eq!(queue.get_timeout(SOON).await.unwrap(), vec![number; 100_000]);
+        }
+        let large = queue.put(vec![255; 1_000_000]);
+        large.await.unwrap();
+        child.kill().unwrap();
+        child.join().await.unwrap();
+        let mut got = Vec::new();
+        while let Ok(item) = queue.try_get() {
+            got.push(item[0]);
+        }
+        let numbers: Vec<u8> = got.iter().copied().filter(|number| *number != 255).collect();
+        assert!(
+            numbers.len() >= 9 && numbers.iter().zip(10..).all(|(got, number)| *got == number),
+            "{got:?}"
+        );
+        assert_eq!(got.len(), numbers.len() + 1);
+    });
+}
+
+#[test]
+fn a_put_that_waits_for_room_can_be_dropped() {
+    run(60, async {
+        let queue = SimpleQueue::new().unwrap();
+        let mut put = 0u64;
+        let full = loop {
+            let item = vec![put as u8; 100_000];
+            match tokio::time::timeout(Duration::from_millis(20), queue.put(item)).await {
+                Ok(done) => done.unwrap(),
+                Err(elapsed) => break elapsed,
+            }
+            put += 1;
+        };
+        assert!(put >= 9, "{full} after {put}");
+        for number in 0..put {
+            assert_eq!(queue.try_get().unwrap(), vec![number as u8; 100_000]);
+        }
+        assert!(queue.is_empty());
+        queue.put(vec![1; 3]).await.unwrap();
+        assert_eq!(queue.try_get().unwrap(), [1; 3]);
+        eventually("it is empty", || queue.is_empty()).await;
+    });
+}
