@@ -172,7 +172,10 @@ pub use process::{
     CurrentProcess, ExitReason, ExitStatus, JoinHandle, ParentProcess, Process, ProcessBuilder, Run,
     Sentinel, active_children, cpu_count, current_process, exit, parent_process, spawn, usable_cpu_count,
 };
-pub use queues::{GetError, JoinableQueue, Permit, PutError, PutErrorKind, Queue, SimpleQueue};
+pub use queues::{
+    GetError, JoinableQueue, Permit, PutError, PutErrorKind, Queue, QueueSink, QueueStream, SimpleQueue,
+    SinkError,
+};
 #[cfg(multiprocess)]
 pub use reduction::handle::Handle;
 pub use reduction::{Blob, Message};

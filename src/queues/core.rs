@@ -6,6 +6,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
+use std::task::{Context, Poll};
 
 use super::memory::{
     DONE, EXTENTS, Extents, ITEMS, LAYOUT, MAPPED, Part, ROOM, SHUT_DOWN, SLOTS, WHOLE, parts,
@@ -16,6 +17,7 @@ use crate::ring::many::Ring;
 use crate::ring::parcels::Parcels;
 use crate::synchronize::object::Object;
 use crate::synchronize::protocol::{Here, Identity, World, cells};
+use crate::synchronize::wait::Sleeper;
 use crate::synchronize::{LOCK, Lock};
 use crate::sys::kept::Kept;
 use crate::sys::memory::{self, Shared};
@@ -86,19 +88,29 @@ pub(super) struct Held<'a> {
 impl<'a> Held<'a> {
     pub(super) fn spin(lock: &'a Lock) -> Option<Self> {
         let by = Here.me();
-        lock.spin(by).then_some(Self { lock, by })
+        lock.spin(by).then(|| Self { lock, by })
     }
 
     /// Also from a dead one, if there is no contention.
     pub(super) fn try_take(lock: &'a Lock) -> Option<Self> {
         let by = Here.me();
-        lock.try_take(by).then_some(Self { lock, by })
+        lock.try_take(by).then(|| Self { lock, by })
     }
 
     pub(super) async fn wait(lock: &'a Lock) -> Result<Self> {
         let by = Here.me();
         lock.take(by).await?;
         Ok(Self { lock, by })
+    }
+
+    /// [`wait`](Self::wait) for who polls by hand.
+    pub(super) fn poll_wait(
+        lock: &'a Lock,
+        sleeper: &mut Sleeper,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Self>> {
+        let by = Here.me();
+        lock.poll_take(by, sleeper, cx).map_ok(|()| Self { lock, by })
     }
 }
 

@@ -57,6 +57,14 @@ pub enum GetError {
     Failed(Error),
 }
 
+/// Why a [`QueueSink`](super::QueueSink) does not take items, and the one that it was just given.
+pub struct SinkError<T> {
+    /// The item, as it was, if it was not put; `None` if there was no slot to put any into.
+    pub item: Option<T>,
+    /// Why.
+    pub kind: PutErrorKind,
+}
+
 impl<T> PutError<T> {
     /// There is no slot free.
     pub fn is_full(&self) -> bool {
@@ -71,30 +79,42 @@ impl GetError {
     }
 }
 
-/// Also of items that have none themselves.
-impl<T> fmt::Debug for PutError<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PutError").field("kind", &self.kind).finish_non_exhaustive()
-    }
-}
-
-impl<T> fmt::Display for PutError<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.kind.fmt(f)
-    }
-}
-
-impl<T> std::error::Error for PutError<T> {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        std::error::Error::source(&self.kind)
-    }
-}
-
-impl<T> From<PutError<T>> for Error {
+impl<T> From<PutError<T>> for SinkError<T> {
     fn from(error: PutError<T>) -> Self {
-        error.kind.into()
+        Self { item: Some(error.item), kind: error.kind }
     }
 }
+
+/// They tell of the kind, also if the item has no forms of its own.
+macro_rules! tells_of_kind {
+    ($($error:ident),*) => {$(
+        impl<T> fmt::Debug for $error<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.debug_struct(stringify!($error)).field("kind", &self.kind).finish_non_exhaustive()
+            }
+        }
+
+        impl<T> fmt::Display for $error<T> {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.kind.fmt(f)
+            }
+        }
+
+        impl<T> std::error::Error for $error<T> {
+            fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+                std::error::Error::source(&self.kind)
+            }
+        }
+
+        impl<T> From<$error<T>> for Error {
+            fn from(error: $error<T>) -> Self {
+                error.kind.into()
+            }
+        }
+    )*};
+}
+
+tells_of_kind!(PutError, SinkError);
 
 impl From<PutErrorKind> for Error {
     fn from(kind: PutErrorKind) -> Self {

@@ -72,6 +72,10 @@ pub(super) async fn flush(core: &Core) {
 }
 
 /// Whether something waits.
+pub(super) fn is_waiting(core: &Core) -> bool {
+    of(core).is_some()
+}
+
 fn of(core: &Core) -> Option<Arc<Backlog>> {
     lock(BACKLOGS.get()).of.get(&core.items().key()).map(|waiting| waiting.backlog.clone())
 }

@@ -1,6 +1,9 @@
 //! Getting, and acknowledging what was got.
 
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+
+use tokio::task::coop;
 
 use super::core::{CLOSED, Core, Held, Inner, patient};
 use super::error::GetError;
@@ -13,7 +16,7 @@ use crate::ring::many::{Front, Mark};
 use crate::ring::parcels::{Opened, Place};
 use crate::synchronize::object::Object;
 use crate::synchronize::protocol::{Cell, Here, bells};
-use crate::synchronize::wait::{proceed, sleep, wait};
+use crate::synchronize::wait::{Sleeper, proceed, sleep, wait};
 
 /// What became of an attempt to get.
 pub(super) enum Taken {
@@ -60,6 +63,35 @@ impl Core {
                         (!matches!(taken, Ok(Taken::Empty))).then_some(taken)
                     })
                     .await?
+                }
+            };
+        }
+    }
+
+    /// [`get`](Self::get) for who polls by hand.
+    pub(super) fn poll_get(
+        &self,
+        item: &mut Arrived,
+        sleeper: &mut Sleeper,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), GetError>> {
+        let coop = ready!(coop::poll_proceed(cx));
+        let mut taken = self.take(item, Held::spin(&self.0.consumers), false);
+        loop {
+            taken = match taken {
+                Ok(Taken::Busy) => {
+                    let held = ready!(Held::poll_wait(&self.0.consumers, sleeper, cx))?;
+                    self.take(item, Some(held), false)
+                }
+                Ok(Taken::Empty) => ready!(sleeper.poll_asleep(&self.0.items, cx, |turn| {
+                    let looks = !turn.slept || self.0.items.takes_turn();
+                    let taken = self.take(item, Held::spin(&self.0.consumers), looks);
+                    (!matches!(taken, Ok(Taken::Empty))).then_some(taken)
+                }))?,
+                done => {
+                    coop.made_progress();
+                    sleeper.get_up();
+                    return Poll::Ready(done.map(drop));
                 }
             };
         }

@@ -2,6 +2,9 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, ready};
+
+use tokio::task::coop;
 
 use super::core::{CLOSED, Core, Held, WAITING, patient};
 use super::error::PutErrorKind;
@@ -10,7 +13,7 @@ use super::memory::{Extent, WHOLE};
 use super::{feeder, slots};
 use crate::error::Result;
 use crate::synchronize::protocol::Here;
-use crate::synchronize::wait::{proceed, sleep};
+use crate::synchronize::wait::{Sleeper, proceed, sleep};
 use crate::sys::fd::is_exhausted;
 use crate::sys::memory;
 use crate::sys::socket::is_full;
@@ -239,6 +242,33 @@ impl Core {
                         (!matches!(reserved, Ok(Offer::Full))).then_some(reserved)
                     })
                     .await?
+                }
+            };
+        }
+    }
+
+    /// [`reserve`](Self::reserve) for who polls by hand.
+    pub(super) fn poll_reserve(
+        &self,
+        sleeper: &mut Sleeper,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<(), PutErrorKind>> {
+        let coop = ready!(coop::poll_proceed(cx));
+        let mut reserved = self.reserve_now(Held::spin(&self.0.producers), false);
+        loop {
+            reserved = match reserved {
+                Ok(Offer::Busy) => {
+                    let held = ready!(Held::poll_wait(&self.0.producers, sleeper, cx))?;
+                    self.reserve_now(Some(held), false)
+                }
+                Ok(Offer::Full | Offer::NoRoom) => ready!(sleeper.poll_asleep(&self.0.slots, cx, |_| {
+                    let reserved = self.reserve_now(Held::spin(&self.0.producers), true);
+                    (!matches!(reserved, Ok(Offer::Full))).then_some(reserved)
+                }))?,
+                done => {
+                    coop.made_progress();
+                    sleeper.get_up();
+                    return Poll::Ready(done.map(drop));
                 }
             };
         }

@@ -316,7 +316,7 @@ impl<T: Message> Queue<T> {
         self.read(item)
     }
 
-    fn read(&self, item: Arrived) -> Result<T, GetError> {
+    pub(super) fn read(&self, item: Arrived) -> Result<T, GetError> {
         let lost = Lost(&self.core);
         let value = item.decode().map_err(GetError::Decode)?;
         lost.found();

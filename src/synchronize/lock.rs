@@ -1,6 +1,7 @@
 //! Mutual exclusion.
 
 use std::fmt;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize};
@@ -8,7 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::object::{Kind, Object, SIZE};
 use super::protocol::owner::{self, Attempt, UNNAMED};
 use super::protocol::{Here, Identity, World, bells};
-use super::wait::{proceed, sleep, within};
+use super::wait::{Sleeper, proceed, sleep, within};
 use crate::error::{Error, Result};
 use crate::reduction::Attachment;
 use crate::sys::memory::Shared;
@@ -220,6 +221,20 @@ impl Lock {
             taken.then_some(())
         })
         .await
+    }
+
+    /// One step of [`take`](Self::take), after a first attempt that was in vain. Who polls by hand may cease to do
+    /// so, and so does not have others step back.
+    pub(crate) fn poll_take(
+        &self,
+        taker: Identity,
+        sleeper: &mut Sleeper,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<()>> {
+        sleeper.poll_asleep(&self.object, cx, |turn| {
+            let attempt = Attempt { slept: turn.slept, leaves_word: true, starves: false, looks: true };
+            owner::try_take(self.object.words(), &Here, taker, attempt).then_some(())
+        })
     }
 
     /// Takes it, if it is free or soon will be. That its owner is dead nobody looks here.

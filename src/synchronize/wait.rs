@@ -123,8 +123,13 @@ impl Sleeper {
             Ok(turn) => Ok(ready!(attempt(turn).map_or(Poll::Pending, Poll::Ready))),
             Err(error) => Err(error),
         };
-        self.asleep = None;
+        self.get_up();
         Poll::Ready(done)
+    }
+
+    /// It sleeps no more; what it was woken for goes to others.
+    pub(crate) fn get_up(&mut self) {
+        self.asleep = None;
     }
 
     /// Goes to sleep for this object and no other, or again after it was woken. It has to try once more before
