@@ -202,11 +202,14 @@ impl<'a, W: Words, E: World, S: Store> Extents<'a, W, E, S> {
     fn free(&self, entry: usize) {
         let len = usize::try_from(self.words.load(self.length(entry), Relaxed))
             .map_or(REGION, |len| len.min(REGION));
+        // The item, and beyond it what there is of a larger one before it.
+        let spare = usize::try_from(self.words.load(self.spare(entry), Relaxed)).unwrap_or(REGION);
+        let there = len.saturating_add(spare).min(REGION).next_multiple_of(PAGE);
         let kept = self.keep(entry, len.next_multiple_of(PAGE).min(KEPT));
         let mut at = kept;
-        while at < REGION {
-            // Beyond the item there is nothing, or what was there before a smaller one.
-            let next = if at + PIECE < len { at + PIECE } else { REGION };
+        // Mostly not at all: it waits for who writes to the same file, and has him wait.
+        while at < there {
+            let next = (at + PIECE).min(there);
             // Else the memory is kept, which does no harm to anybody's bytes.
             let _ = self.store.punch(region(entry) + at, next - at);
             at = next;

@@ -22,6 +22,9 @@ const TABLE: usize = 72;
 
 /// What is written and read of an item.
 const ITEM: usize = 2;
+/// How long an item is said to be: some of its memory is given back whenever it is freed, so that who frees what
+/// is another's is found out.
+const LARGE: usize = KEPT + 1;
 /// The longest table here.
 const ENTRIES: usize = 2;
 
@@ -226,7 +229,7 @@ fn each_two_deaths(model: fn([Fate; 2]) -> [bool; 2]) {
 }
 
 fn a_producer_ends(fate: Fate) -> bool {
-    let scene = Scene::new(1, ITEM);
+    let scene = Scene::new(1, LARGE);
     let mortal = scene.spawn(1, fate, |process| process.put(1));
     // It needs that extent itself, and puts its frame where the other's may have been meant to be.
     let other = scene.process(2, Fate::Lives);
@@ -243,7 +246,7 @@ fn what_a_dead_producer_was_writing_is_free_and_what_it_had_put_is_there() {
 }
 
 fn a_consumer_ends(fate: Fate) -> bool {
-    let scene = Scene::new(1, ITEM);
+    let scene = Scene::new(1, LARGE);
     scene.bury(1, |process| process.put(1));
     let mortal = scene.spawn(2, fate, |process| _ = process.get());
     let other = scene.process(3, Fate::Lives);
@@ -260,7 +263,7 @@ fn what_a_dead_consumer_was_reading_is_free_and_what_it_had_not_taken_is_there()
 }
 
 fn a_reaper_ends(fate: Fate) -> bool {
-    let scene = Scene::new(1, ITEM);
+    let scene = Scene::new(1, LARGE);
     scene.bury(1, |process| process.put(1));
     let mortal = scene.spawn(2, fate, |process| process.extents().reap());
     let other = scene.process(3, Fate::Lives);
@@ -279,9 +282,9 @@ fn who_frees_what_the_dead_had_may_die_of_it_and_takes_nothing_that_is_in_use() 
 #[test]
 fn who_frees_what_a_dead_producer_had_may_die_of_it() {
     each_two_deaths(|fates| {
-        let scene = Scene::new(1, ITEM);
+        let scene = Scene::new(1, LARGE);
         let acts: [fn(&Process); 2] =
-            [|process| process.put(1), |process| drop(process.extents().reserve(ITEM).unwrap())];
+            [|process| process.put(1), |process| drop(process.extents().reserve(LARGE).unwrap())];
         let [one, two] = [0, 1].map(|i| scene.spawn(i as u64 + 1, fates[i], acts[i]));
         let ended = [one, two].map(|mortal| mortal.join().unwrap());
         scene.assert_sound(0);
@@ -292,7 +295,7 @@ fn who_frees_what_a_dead_producer_had_may_die_of_it() {
 #[test]
 fn who_gets_what_a_dead_consumer_was_at_may_die_of_it() {
     each_two_deaths(|fates| {
-        let scene = Scene::new(1, ITEM);
+        let scene = Scene::new(1, LARGE);
         scene.bury(1, |process| process.put(1));
         let acts: [fn(&Process); 2] = [
             |process| _ = process.get(),
@@ -309,7 +312,7 @@ fn who_gets_what_a_dead_consumer_was_at_may_die_of_it() {
 }
 
 fn one_is_stopped(fate: Fate) -> bool {
-    let scene = Scene::new(1, ITEM);
+    let scene = Scene::new(1, LARGE);
     let stopped = scene.spawn(1, fate, |process| {
         process.put(1);
         process.get();
@@ -322,11 +325,22 @@ fn one_is_stopped(fate: Fate) -> bool {
     match last.owner(0) {
         0 => assert_eq!(scene.book.lock().unwrap().bytes[0], [0; ITEM]),
         // What it has is its own, for when it goes on.
-        1 => assert!(last.extents().reserve(ITEM).unwrap().is_none()),
+        1 => assert!(last.extents().reserve(LARGE).unwrap().is_none()),
         // It is in the ring still, of which the stopped one has the lock.
         other => assert_eq!((other, last.actor.load(CONSUMERS, Relaxed)), (2, 1)),
     }
     ended
+}
+
+#[test]
+fn what_is_kept_wholly_is_freed_by_no_call() {
+    explore(1, || {
+        let scene = Scene::new(1, ITEM);
+        let process = scene.process(1, Fate::Lives);
+        process.put(1);
+        assert!(process.get());
+        assert_eq!((process.owner(0), scene.book.lock().unwrap().bytes[0]), (0, [1; ITEM]));
+    });
 }
 
 #[test]
