@@ -376,12 +376,17 @@ fn shared_memory() -> u64 {
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
-/// `TOKIO_MULTIPROCESS_LARGE_ITEM` says how large, in MiB.
+/// `TOKIO_MULTIPROCESS_LARGE_ITEM` says how large, in MiB; else it is larger than the length of any frame.
 #[test]
 fn an_item_of_any_size_goes_through_and_its_memory_is_free_again() {
-    async fn echo(there: Queue<Bulk>, back: Queue<u64>) -> mp::Result<()> {
+    /// What is where says where it belongs.
+    fn pattern() -> Vec<u8> {
+        (0..65_521u32).map(|at| (at * at >> 3) as u8).collect()
+    }
+    async fn check(there: Queue<Bulk>, back: Queue<u64>) -> mp::Result<()> {
+        let pattern = pattern();
         while let Ok(Bulk(item)) = there.get().await {
-            let whole = item.iter().enumerate().step_by(4093).all(|(at, byte)| *byte == at as u8);
+            let whole = item.chunks(pattern.len()).all(|piece| *piece == pattern[..piece.len()]);
             back.put(if whole { item.len() as u64 } else { 0 }).await?;
         }
         Ok(())
@@ -390,9 +395,10 @@ fn an_item_of_any_size_goes_through_and_its_memory_is_free_again() {
     let size: usize = size << 20;
     run(300, async {
         let (there, back) = (Queue::new(16).unwrap(), Queue::new(16).unwrap());
-        let child = mp::Process::builder(echo, (there.clone(), back.clone())).start().await.unwrap();
-        let mut item = Vec::with_capacity(size);
-        item.extend((0..size).map(|at| at as u8));
+        let child = mp::Process::builder(check, (there.clone(), back.clone())).start().await.unwrap();
+        let pattern = pattern();
+        let mut item = pattern.repeat(size.div_ceil(pattern.len()));
+        item.truncate(size);
         let before = shared_memory();
         there.put(Bulk(item)).await.unwrap();
         assert_eq!(back.get_timeout(SOON * 10).await.unwrap(), size as u64);

@@ -5,6 +5,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -193,22 +194,35 @@ const ALONE: u32 = 10;
 /// At the end of this process: moves what waits. Who is to get it may take as long as it likes; once nobody else
 /// has the queue, it is over.
 fn finish() {
-    let runtime = Builder::new_current_thread().enable_io().build();
-    let Ok(runtime) = runtime else { return };
-    runtime.block_on(async {
-        loop {
-            let waiting: Vec<_> = {
-                let backlogs = lock(BACKLOGS.get());
-                let waited_for = backlogs.of.values().filter(|waiting| waiting.core.is_waited_for());
-                waited_for.map(|waiting| (waiting.core.clone(), waiting.backlog.clone())).collect()
-            };
-            if waiting.is_empty() {
-                return;
-            }
-            // All at once, as somebody may get from one only after another.
-            join_all(waiting.iter().map(|(core, backlog)| feed_as_long_as_shared(core, backlog))).await;
-        }
+    if lock(BACKLOGS.get()).of.is_empty() {
+        return;
+    }
+    // Whoever ends this process may be within a runtime.
+    let moved = sys::threads::spawn("mp-feeder", || {
+        Builder::new_current_thread().enable_io().build().map(|runtime| runtime.block_on(move_all()))
     });
+    match moved.map(JoinHandle::join) {
+        Ok(Ok(Ok(()))) => {}
+        Ok(Ok(Err(error))) | Err(error) => tracing::error!(%error, "items that waited for room are lost"),
+        Ok(Err(_)) => {
+            tracing::error!("items that waited for room are lost by a panic")
+        }
+    }
+}
+
+async fn move_all() {
+    loop {
+        let waiting: Vec<_> = {
+            let backlogs = lock(BACKLOGS.get());
+            let waited_for = backlogs.of.values().filter(|waiting| waiting.core.is_waited_for());
+            waited_for.map(|waiting| (waiting.core.clone(), waiting.backlog.clone())).collect()
+        };
+        if waiting.is_empty() {
+            return;
+        }
+        // All at once, as somebody may get from one only after another.
+        join_all(waiting.iter().map(|(core, backlog)| feed_as_long_as_shared(core, backlog))).await;
+    }
 }
 
 async fn feed_as_long_as_shared(core: &Core, backlog: &Backlog) {
