@@ -1,4 +1,8 @@
 //! Queues between processes.
+//!
+//! A queue is one shared memory, with a ring for its items, a lock for each side, and cells that say what belongs
+//! to which process. An item is put, and taken, by the store of one word, so nothing needs repair, whoever dies.
+//! `README.md` beside this file has the protocol, the states, and who may change them.
 
 mod acks;
 mod core;
