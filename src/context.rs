@@ -13,7 +13,6 @@ use crate::error::{Error, Result};
 use crate::function::{Func, Target};
 use crate::pool::PoolBuilder;
 use crate::process::ProcessBuilder;
-#[cfg(multiprocess)]
 use crate::queues::{JoinableQueue, Queue, SimpleQueue};
 use crate::reduction::Message;
 use crate::sharedctypes::{Array, RawArray, RawValue, Value};
@@ -205,19 +204,16 @@ impl Context {
     }
 
     /// A queue of so many slots, or, with 0, any number: [`Queue::new`](crate::Queue::new).
-    #[cfg(multiprocess)]
     pub fn queue<T: Message>(&self, max: usize) -> Result<Queue<T>> {
         Queue::new(max)
     }
 
     /// A queue whose items are acknowledged: [`JoinableQueue::new`](crate::JoinableQueue::new).
-    #[cfg(multiprocess)]
     pub fn joinable_queue<T: Message>(&self, max: usize) -> Result<JoinableQueue<T>> {
         JoinableQueue::new(max)
     }
 
     /// A queue without a feeder: [`SimpleQueue::new`](crate::SimpleQueue::new).
-    #[cfg(multiprocess)]
     pub fn simple_queue<T: Message>(&self) -> Result<SimpleQueue<T>> {
         SimpleQueue::new()
     }
