@@ -293,3 +293,51 @@ pub(super) fn patient<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
     }
     attempt()
 }
+
+#[cfg(all(test, multiprocess))]
+mod tests {
+    use super::*;
+    use crate::queues::{GetError, JoinableQueue, PutErrorKind, Queue};
+
+    /// As if so many others as there can be had a part of the queue.
+    fn crowd(core: &Core, part: Part) {
+        let words = core.0.memory.from(part.at());
+        for cell in cells::all(&words) {
+            let _ = crate::synchronize::protocol::Words::compare_exchange(
+                &words,
+                cell.identity(),
+                0,
+                Here.me().0,
+            );
+        }
+    }
+
+    fn says_so(error: &Error) {
+        assert!(error.to_string().contains("250 processes"), "{error}");
+    }
+
+    #[test]
+    fn one_process_too_many_is_told() {
+        let queue = Queue::<u64>::new(2).unwrap();
+        let core = queue.core();
+        crowd(core, Part::Items);
+        let fd = core.0.fd.as_fd().try_clone_to_owned().unwrap();
+        let arrives = Core::adopt(fd, Parcels::new().unwrap(), core.0.memory.from(0), &mut Vec::new());
+        says_so(&arrives.err().unwrap());
+    }
+
+    #[test]
+    fn who_cannot_hold_a_slot_or_an_item_leaves_it() {
+        let queue = JoinableQueue::<u64>::new(2).unwrap();
+        queue.try_put(1).unwrap();
+        crowd(queue.core(), Part::Slots);
+        crowd(queue.core(), Part::Done);
+        says_so(&queue.try_reserve().err().unwrap());
+        let Err(GetError::Failed(error)) = queue.try_get() else { panic!("it has no cell") };
+        says_so(&error);
+        assert_eq!(queue.len(), 1);
+        // What needs no cell goes on.
+        queue.try_put(2).unwrap();
+        assert!(matches!(queue.try_put(3).unwrap_err().kind, PutErrorKind::Full));
+    }
+}
