@@ -57,6 +57,13 @@ pub(crate) fn explore(preemptions: usize, model: impl Fn() + Send + Sync + 'stat
     builder.check(model);
 }
 
+/// For models of which two take minutes in a build that is not optimised: one, or two if the environment asks for
+/// it, as `.ci/run` does.
+pub(crate) fn preemptions() -> usize {
+    let is_thorough = std::env::var("TOKIO_MULTIPROCESS_MODELS").is_ok_and(|models| models == "thorough");
+    if is_thorough { 2 } else { 1 }
+}
+
 /// Explores a model for each way in which an actor of it may end: not at all, or by death before each of its
 /// accesses. The model says whether the actor has ended.
 pub(crate) fn each_death(preemptions: usize, model: impl Fn(Fate) -> bool + Copy + Send + Sync + 'static) {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use loom::thread;
 
 use super::super::*;
-use crate::synchronize::protocol::model::{Actor, Fate, Model, each_death, each_stop, explore};
+use crate::synchronize::protocol::model::{Actor, Fate, Model, each_death, each_stop, explore, preemptions};
 
 const HEAD: usize = 0;
 const TAIL: usize = 8;
@@ -242,7 +242,7 @@ fn a_producer_ends(fate: Fate) -> bool {
 
 #[test]
 fn what_a_dead_producer_was_writing_is_free_and_what_it_had_put_is_there() {
-    each_death(2, a_producer_ends);
+    each_death(preemptions(), a_producer_ends);
 }
 
 fn a_consumer_ends(fate: Fate) -> bool {
@@ -259,7 +259,7 @@ fn a_consumer_ends(fate: Fate) -> bool {
 
 #[test]
 fn what_a_dead_consumer_was_reading_is_free_and_what_it_had_not_taken_is_there() {
-    each_death(2, a_consumer_ends);
+    each_death(preemptions(), a_consumer_ends);
 }
 
 fn a_reaper_ends(fate: Fate) -> bool {
@@ -276,7 +276,7 @@ fn a_reaper_ends(fate: Fate) -> bool {
 
 #[test]
 fn who_frees_what_the_dead_had_may_die_of_it_and_takes_nothing_that_is_in_use() {
-    each_death(2, a_reaper_ends);
+    each_death(preemptions(), a_reaper_ends);
 }
 
 #[test]
@@ -345,7 +345,7 @@ fn what_is_kept_wholly_is_freed_by_no_call() {
 
 #[test]
 fn who_is_stopped_keeps_what_it_has() {
-    each_stop(2, one_is_stopped);
+    each_stop(preemptions(), one_is_stopped);
 }
 
 fn two_free(fate: Fate) -> bool {
@@ -364,5 +364,5 @@ fn two_free(fate: Fate) -> bool {
 
 #[test]
 fn of_all_that_is_free_no_more_memory_is_kept_than_the_limit() {
-    each_death(2, two_free);
+    each_death(preemptions(), two_free);
 }
