@@ -381,7 +381,7 @@ fn shared_memory() -> u64 {
 fn an_item_of_any_size_goes_through_and_its_memory_is_free_again() {
     /// What is where says where it belongs.
     fn pattern() -> Vec<u8> {
-        (0..65_521u32).map(|at| (at * at >> 3) as u8).collect()
+        (0..65_521u32).map(|at| ((at * at) >> 3) as u8).collect()
     }
     async fn check(there: Queue<Bulk>, back: Queue<u64>) -> mp::Result<()> {
         let pattern = pattern();
