@@ -14,8 +14,6 @@ use crate::support::Figure;
 const SIZES: std::ops::RangeInclusive<u32> = 3..=24;
 /// On each side.
 const PROCESSES: std::ops::RangeInclusive<usize> = 1..=4;
-/// Enough that nobody has to wait for a slot all the time, and little enough to be no backlog without end.
-const MAXSIZE: usize = 1_000;
 const ROUNDS: usize = 5;
 /// What goes through in a round, about, in bytes; and how many items that may be.
 const VOLUME: usize = 256 << 20;
@@ -48,7 +46,7 @@ async fn measure(size: usize) -> Row {
     let count = (VOLUME / size).min(MOST).next_multiple_of(SHARED) as u32;
     let mut crews = Vec::new();
     for processes in PROCESSES {
-        let queue = mp::Queue::new(MAXSIZE).expect("a queue");
+        let queue = mp::Queue::new(0).expect("a queue");
         let work = Work { count, size };
         let mut crew = queue_crew::start::<_, SharedBytes>(queue, processes, processes, work).await;
         // The first touches memory that the others find.
@@ -72,7 +70,10 @@ fn plot(rows: &[Row]) -> Plot {
     let series: Vec<_> = PROCESSES
         .enumerate()
         .map(|(which, processes)| Series {
-            name: format!("{processes} to {processes}"),
+            name: match processes {
+                1 => "1 process to 1".to_owned(),
+                _ => format!("{processes} processes to {processes}"),
+            },
             points: rows.iter().map(|row| (row.size as f64, row.rates[which] * row.size as f64)).collect(),
         })
         .collect();
@@ -82,7 +83,7 @@ fn plot(rows: &[Row]) -> Plot {
             let (least, most) =
                 (points[0], *points.iter().max_by(|a, b| a.1.total_cmp(&b.1)).expect("points"));
             format!(
-                "{name} processes: {} million items of {} in a second, and {} with items of {}, the most",
+                "{name}: {} million items of {} in a second, and {} with items of {}, the most",
                 ((least.1 / least.0 / 1e5).round() / 10.0),
                 size(least.0),
                 throughput(most.1),
@@ -92,8 +93,11 @@ fn plot(rows: &[Row]) -> Plot {
         .collect();
     let values = series.iter().flat_map(|series| &series.points).map(|(_, value)| *value);
     Plot {
-        title: "Throughput of a Queue of Bytes, by size of item and processes on each side".to_owned(),
-        description: format!("Both axes are logarithmic. {}.", said.join("; ")),
+        title: "Throughput of a Queue, by size of item".to_owned(),
+        description: format!(
+            "Items are Bytes, and the queue takes any number. Both axes are logarithmic. {}.",
+            said.join("; ")
+        ),
         y: Axis::decades("bytes in a second, by all together", values, throughput),
         x: Axis {
             label: "bytes in an item".to_owned(),
