@@ -221,10 +221,10 @@ mod tests {
             dead.store(HEAD, 1, Ordering::SeqCst);
             let consumer = model.actor(2, Fate::Lives);
             let next = claim(&consumer);
-            let takes = thread::spawn(move || intend(&consumer, next, 1));
             let joiner = model.actor(3, Fate::Lives);
-            assert_eq!(standing(&joiner, &joiner, 1, true), Standing { taken: 1, left: 0 });
-            takes.join().unwrap();
+            let asks = thread::spawn(move || standing(&joiner, &joiner, 1, true));
+            intend(&consumer, next, 1);
+            assert_eq!(asks.join().unwrap(), Standing { taken: 1, left: 0 });
         });
     }
 }
