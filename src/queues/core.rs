@@ -88,6 +88,7 @@ pub(super) struct Held<'a> {
 impl<'a> Held<'a> {
     pub(super) fn spin(lock: &'a Lock) -> Option<Self> {
         let by = Here.me();
+        // Made before it is known whether it is ours, it would give back what another thread here holds.
         lock.spin(by).then(|| Self { lock, by })
     }
 

@@ -218,3 +218,6 @@ impl<M: Memory> Ring<M> {
 fn padded(len: usize) -> u64 {
     (len as u64).next_multiple_of(ALIGNMENT)
 }
+
+#[cfg(all(test, multiprocess))]
+mod tests;
