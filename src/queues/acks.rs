@@ -15,8 +15,8 @@
 //! What a dead one has not counted is counted by the next one's step 1, or by who claims its cell, if that is
 //! earlier. Both may do so at the same time: the count itself says for which head it was done, so it is done once.
 //!
-//! Whoever asks how many are unfinished reads in the order in which items go: waiting, in the ring, taken; and
-//! again if any of them moved meanwhile.
+//! Whoever asks how many are unfinished reads in the order in which items go: waiting, in the ring, taken. If it
+//! finds none it reads what waits and both ends of the ring once more: there is none only if none of them has moved.
 
 use std::sync::atomic::Ordering;
 
@@ -108,8 +108,7 @@ pub(super) fn acknowledge(words: &impl Words, world: &impl World, own: Option<Ce
         })
 }
 
-/// How many are taken, and were left behind; to be asked again if the ring's head was another one before than
-/// after.
+/// How many are taken, and were left behind. That none is taken holds only if nothing was put or taken meanwhile.
 pub(super) fn standing(words: &impl Words, world: &impl World, head: u64, looks: bool) -> Standing {
     let mut standing = Standing::default();
     let last = last(words, head);

@@ -252,10 +252,16 @@ impl Core {
         if !acks::acknowledge(done.words(), &Here, done.own_cell()) {
             return Err(Error::TooManyTaskDone);
         }
+        self.call_if_done();
+        Ok(())
+    }
+
+    /// After an item was acknowledged, or counts as waiting no more: tells those who join, if it was the last.
+    pub(super) fn call_if_done(&self) {
+        let done = &self.0.done;
         if bells::anyone(done.words()) && unfinished_from(done, Part::Done, false).0 == 0 {
             done.call_all();
         }
-        Ok(())
     }
 
     /// Waits until all that was put is done, and says how many were left behind.

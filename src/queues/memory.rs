@@ -73,14 +73,33 @@ pub(super) fn unfinished_from(object: &Object, part: Part, looks: bool) -> (u64,
     let slots = object.words().from(Part::Slots.at() - part.at());
     let done = object.words().from(Part::Done.at() - part.at());
     let ring = ring_from(object, part);
+    unfinished(
+        || slots::held(&slots, &Here, looks).waiting,
+        || ring.head(),
+        || ring.tail(),
+        |head| acks::standing(&done, &Here, head.sequence(), looks),
+    )
+}
+
+/// [`unfinished_from`], of words that are read by these.
+///
+/// Each item is looked for in the order in which it goes, so that none is missed that was put before. One that is
+/// put meanwhile, by who acknowledges another one after that, may be: so there is none only if nothing has moved
+/// by then. What is put for an item has moved something before that item is acknowledged.
+fn unfinished(
+    waiting: impl Fn() -> u32,
+    head: impl Fn() -> Mark,
+    tail: impl Fn() -> Mark,
+    standing: impl Fn(Mark) -> acks::Standing,
+) -> (u64, u64) {
     loop {
-        // In the order in which items go, so that none is missed.
-        let waiting = slots::held(&slots, &Here, looks).waiting;
-        let head = ring.head();
-        let in_ring = ring.tail().items_since(head);
-        let acks::Standing { taken, left } = acks::standing(&done, &Here, head.sequence(), looks);
-        if ring.head() == head {
-            return (u64::from(waiting) + in_ring + taken, left);
+        let (waits, from) = (waiting(), head());
+        let to = tail();
+        let acks::Standing { taken, left } = standing(from);
+        let all = u64::from(waits) + to.items_since(from) + taken;
+        // In that order again: what waits no more is behind the tail.
+        if all > 0 || waiting() == waits && tail() == to && head() == from {
+            return (all, left);
         }
     }
 }
@@ -159,4 +178,86 @@ pub(super) fn parts() -> [(Part, &'static Kind); Part::COUNT] {
         (Part::Slots, &SLOTS),
         (Part::Room, &ROOM),
     ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    /// What a worker changes, and a joiner reads.
+    #[derive(Default)]
+    struct Shared {
+        waiting: Cell<u32>,
+        tail: Cell<u64>,
+        taken: Cell<u64>,
+    }
+
+    type Step = fn(&Shared);
+
+    /// A worker that has an item puts the next one, and acknowledges the first after that.
+    const TO_THE_RING: &[Step] = &[|s| s.tail.set(1), |s| s.taken.set(0)];
+    const BY_THE_BACKLOG: &[Step] =
+        &[|s| s.waiting.set(1), |s| s.taken.set(0), |s| s.tail.set(1), |s| s.waiting.set(0)];
+
+    /// Whether each of the steps is done ahead of the read whose number it has here.
+    fn joins_early(steps: &[Step], at: &[usize]) -> bool {
+        let shared = Shared::default();
+        shared.taken.set(1);
+        let (reads, done) = (Cell::new(0), Cell::new(0));
+        let read = || {
+            while done.get() < steps.len() && at[done.get()] <= reads.get() {
+                steps[done.get()](&shared);
+                done.set(done.get() + 1);
+            }
+            reads.set(reads.get() + 1);
+        };
+        let (all, _) = unfinished(
+            || {
+                read();
+                shared.waiting.get()
+            },
+            || {
+                read();
+                Mark(0)
+            },
+            || {
+                read();
+                Mark(shared.tail.get())
+            },
+            |_| {
+                read();
+                acks::Standing { taken: shared.taken.get(), left: 0 }
+            },
+        );
+        all == 0
+    }
+
+    /// All ways in which so many steps come between so many reads.
+    fn each_order(
+        steps: usize,
+        reads: usize,
+        from: usize,
+        at: &mut Vec<usize>,
+        check: &mut impl FnMut(&[usize]),
+    ) {
+        if at.len() == steps {
+            return check(at);
+        }
+        for next in from..=reads {
+            at.push(next);
+            each_order(steps, reads, next, at, check);
+            at.pop();
+        }
+    }
+
+    #[test]
+    fn there_is_always_one_if_each_is_put_before_the_last_is_acknowledged() {
+        for steps in [TO_THE_RING, BY_THE_BACKLOG] {
+            each_order(steps.len(), 9, 0, &mut Vec::new(), &mut |at| {
+                assert!(!joins_early(steps, at), "{at:?}");
+            });
+        }
+    }
 }

@@ -395,6 +395,8 @@ impl Core {
     pub(super) fn call_after_feed(&self) {
         self.0.items.call_one();
         self.call_if_over();
+        // Who has acknowledged an item before it counted as waiting no more has told nobody.
+        self.call_if_done();
     }
 
     /// Waits until nobody else has the producers' lock.
