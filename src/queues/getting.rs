@@ -152,14 +152,16 @@ impl Core {
     ) -> Result<Taken, GetError> {
         let beside = self.open_beside(front, &item.bytes)?;
         self.commit(front, acknowledges);
-        let lost = Lost(self);
-        let Some((parts, parcel, extent)) = beside else {
-            return Err(GetError::Failed(Corrupt.into()));
-        };
-        item.body_at = parts.body_at;
-        item.attachments = parcel.map_or_else(Vec::new, |parcel| parcel.consume());
+        let beside = beside.map(|(parts, parcel, extent)| {
+            item.body_at = parts.body_at;
+            item.attachments = parcel.map_or_else(Vec::new, Opened::consume);
+            extent
+        });
         drop(held);
+        // Without the lock, as it calls wakers.
+        let lost = Lost(self);
         self.ring_after_get(true);
+        let Some(extent) = beside else { return Err(GetError::Failed(Corrupt.into())) };
         if let Some(extent) = extent {
             item.bytes.clear();
             item.body_at = 0;
