@@ -81,7 +81,7 @@ impl Item {
 
     fn random(producer: usize, number: u64) -> Random {
         let mut random =
-            Random::from_seed((number << 4 | producer as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15));
+            Random::from_seed(((number << 4) | (producer as u64 + 1)).wrapping_mul(0x9E37_79B9_7F4A_7C15));
         random.next();
         random
     }
