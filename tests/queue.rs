@@ -86,7 +86,7 @@ fn more_than_there_is_room_for_waits_in_its_process() {
         for number in 0..100u64 {
             assert_eq!(queue.get_timeout(SOON).await.unwrap(), vec![number as u8; 100_000]);
         }
-        queue.flush().await;
+        queue.flush().await.unwrap();
         assert!(queue.is_empty());
     });
 }

@@ -207,7 +207,7 @@ async fn put(shared: Shared, who: usize, seed: u64) -> mp::Result<()> {
             }
             shared.set(Count::Put, who, number + 1);
         }
-        queue.flush().await;
+        queue.flush().await.unwrap();
         shared.set(Count::Flushed, who, shared.get(Count::Put, who));
     }
     Ok(())

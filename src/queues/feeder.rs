@@ -1,43 +1,55 @@
 //! Items that wait in the process that put them, until there is room in the ring.
 //!
 //! A feeder moves them: a task on the runtime of who put the first one; if there was none, or it has ended, a
-//! thread. Several may run at a time; each item is moved once, in order.
+//! thread. Who flushes moves them, too, as a runtime may not be polled. Each item is moved once, in order: one at
+//! a time moves, within one poll.
 
-use std::collections::{HashMap, VecDeque};
-use std::sync::{Arc, Mutex};
+use std::collections::{BTreeMap, VecDeque};
+use std::fmt;
+use std::sync::{Arc, Mutex, TryLockError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 use tokio::runtime::{Builder, Handle};
-use tokio::task::yield_now;
+use tokio::task::{spawn_blocking, yield_now};
 
 use super::core::Core;
 use super::item::Item;
 use super::putting::Fed;
 use crate::error::{Error, Result};
 use crate::process::active_children;
-use crate::reactor;
+use crate::synchronize::object::Place;
 use crate::sys;
 use crate::sys::per_process::PerProcess;
 use crate::util::{Finalize, lock};
 
 /// What waits in this process for one queue.
-#[derive(Default)]
 struct Backlog {
-    items: Mutex<VecDeque<Item>>,
+    core: Core,
+    line: Mutex<Line>,
+    /// Held by who moves items; never across an await.
+    mover: Mutex<()>,
+}
+
+/// The items, and what became of those before them.
+#[derive(Default)]
+pub(super) struct Line {
+    pub(super) items: VecDeque<Item>,
+    /// How many have come, ever, and how many are gone: moved or lost.
+    came: u64,
+    pub(super) gone: u64,
+    /// Whether somebody has written over the queue's memory, so that some are lost.
+    lost: bool,
+    /// Whether a feeder is at it.
+    is_fed: bool,
 }
 
 #[derive(Default)]
 struct Backlogs {
-    of: HashMap<u64, Waiting>,
-    /// Whether the end of this process waits for them.
-    waited_for: bool,
-}
-
-struct Waiting {
-    backlog: Arc<Backlog>,
-    core: Core,
+    of: BTreeMap<Place, Arc<Backlog>>,
+    /// Whether the end of this process knows of them.
+    has_finalizer: bool,
 }
 
 /// Those that are not empty.
@@ -46,29 +58,38 @@ static BACKLOGS: PerProcess<Mutex<Backlogs>> = PerProcess::new(Mutex::default);
 /// Puts an item behind those that wait.
 pub(super) fn push(core: &Core, item: &mut Item) {
     let mut backlogs = lock(BACKLOGS.get());
-    let begins = !backlogs.of.contains_key(&core.items().key());
-    let waiting = backlogs
-        .of
-        .entry(core.items().key())
-        .or_insert_with(|| Waiting { backlog: Arc::default(), core: core.clone() });
+    let new = || Arc::new(Backlog { core: core.clone(), line: Mutex::default(), mover: Mutex::default() });
+    let backlog = backlogs.of.entry(core.items().place()).or_insert_with(new).clone();
     // With the lock: who empties it sees that it is not empty, or this sees that it is there no more.
-    lock(&waiting.backlog.items).push_back(item.waiting());
+    let mut line = lock(&backlog.line);
+    line.items.push_back(item.waiting());
+    line.came += 1;
+    let begins = !std::mem::replace(&mut line.is_fed, true);
+    drop(line);
     core.set_waiting(true);
-    let backlog = waiting.backlog.clone();
-    let first = !std::mem::replace(&mut backlogs.waited_for, true);
+    let first = !std::mem::replace(&mut backlogs.has_finalizer, true);
     drop(backlogs);
     if first {
         Finalize::new(i32::MIN, finish);
     }
     if begins {
-        start(Feeder { core: Some(core.clone()), backlog });
+        start(Feeder(backlog));
     }
 }
 
-/// Moves what waits in this process, until nothing does: who feeds it may be on a runtime that is not polled.
-pub(super) async fn flush(core: &Core) {
-    while let Some(backlog) = of(core) {
-        feed(core, &backlog).await;
+/// Moves what this process has put by now and what waits here.
+///
+/// # Errors
+/// If it cannot be moved, as somebody has written over the queue's memory.
+pub(super) async fn flush(core: &Core) -> Result<()> {
+    let Some(backlog) = of(core) else { return Ok(()) };
+    let came = lock(&backlog.line).came;
+    backlog.feed_until(|line| line.gone >= came).await;
+    let lost = lock(&backlog.line).lost;
+    if lost {
+        Err(Error::Malformed("items of this process are lost: its memory was written over"))
+    } else {
+        Ok(())
     }
 }
 
@@ -78,7 +99,7 @@ pub(super) fn is_waiting(core: &Core) -> bool {
 }
 
 fn of(core: &Core) -> Option<Arc<Backlog>> {
-    lock(BACKLOGS.get()).of.get(&core.items().key()).map(|waiting| waiting.backlog.clone())
+    lock(BACKLOGS.get()).of.get(&core.items().place()).cloned()
 }
 
 /// Has it fed by the runtime that is there, or by a thread.
@@ -89,105 +110,134 @@ fn start(feeder: Feeder) {
     }
 }
 
-struct Feeder {
-    /// Gone once nothing waits.
-    core: Option<Core>,
-    backlog: Arc<Backlog>,
-}
+/// Who feeds a backlog until it is empty.
+struct Feeder(Arc<Backlog>);
 
 impl Feeder {
-    async fn run(mut self) {
-        if let Some(core) = self.core.clone() {
-            feed(&core, &self.backlog).await;
-        }
-        self.core = None;
+    async fn run(self) {
+        self.0.feed_until(|_| false).await;
     }
 
-    fn start_thread(mut self) {
-        let (core, backlog) = (self.core.take(), self.backlog.clone());
-        let run = move || {
-            let feeder = Self { core, backlog };
-            loop {
-                match Builder::new_current_thread().enable_io().build() {
-                    Ok(runtime) => return runtime.block_on(feeder.run()),
-                    // For want of descriptors: there may be some again.
-                    Err(error) => tracing::debug!(%error, "no runtime for items that wait"),
+    fn start_thread(self) {
+        let backlog = self.0.clone();
+        std::mem::forget(self);
+        let spawned = sys::threads::spawn("mp-feeder", {
+            let backlog = backlog.clone();
+            move || {
+                let feeder = Self(backlog);
+                loop {
+                    match Builder::new_current_thread().enable_io().build() {
+                        Ok(runtime) => return runtime.block_on(feeder.run()),
+                        // For want of descriptors: there may be some again.
+                        Err(error) => tracing::debug!(%error, "no runtime for items that wait"),
+                    }
+                    std::thread::sleep(PAUSE);
                 }
-                std::thread::sleep(LOOK_EVERY);
             }
-        };
-        if let Err(error) = sys::threads::spawn("mp-feeder", run) {
-            tracing::error!(%error, "no thread for items that wait: they go when the process ends");
+        });
+        if let Err(error) = spawned {
+            tracing::warn!(%error, "no thread for items that wait: they go with the next one");
+            lock(&backlog.line).is_fed = false;
         }
     }
 }
 
 impl Drop for Feeder {
-    /// The runtime has ended in the middle.
+    /// At its end, or if its runtime has ended in the middle.
     fn drop(&mut self) {
-        if self.core.is_some() {
-            Self { core: self.core.take(), backlog: self.backlog.clone() }.start_thread();
+        if lock(&self.0.line).is_fed {
+            Self(self.0.clone()).start_thread();
         }
     }
 }
 
-/// Moves what waits, until nothing does.
-async fn feed(core: &Core, backlog: &Backlog) {
-    loop {
-        let fed = core.feed(&mut lock(&backlog.items));
-        core.call_after_feed();
-        let step = match fed {
-            Ok(Some(Fed::All)) if is_done(core, backlog) => return,
-            Ok(Some(Fed::All | Fed::Some)) => {
-                yield_now().await;
-                Ok(())
+impl Backlog {
+    /// Moves what waits, until nothing does or it `is_enough`.
+    async fn feed_until(&self, is_enough: impl Fn(&Line) -> bool) {
+        loop {
+            let fed = self.step();
+            if matches!(fed, Ok(Fed::All)) || is_enough(&lock(&self.line)) {
+                return;
             }
-            Ok(None) => core.producers_pause().await,
-            Ok(Some(Fed::NoRoom)) => wait_for_room(core, backlog).await,
-            // Of memory, or of descriptors: there may be some again.
-            Err(Error::Io(error)) => {
-                tracing::debug!(%error, "items wait for what the system lacks");
-                wait_for_room(core, backlog).await
+            let waited = match fed {
+                Ok(Fed::All | Fed::Some) => {
+                    yield_now().await;
+                    continue;
+                }
+                Ok(Fed::Busy) => self.core.producers_pause().await,
+                Ok(Fed::NoRoom) => self.core.room(|| !matches!(self.step(), Ok(Fed::NoRoom))).await,
+                Err(error) => Err(error),
+            };
+            match waited {
+                Ok(()) => {}
+                Err(error @ Error::Malformed(_)) => self.lose(&error),
+                // For want of memory or descriptors, or as too many processes have the queue: that may end.
+                Err(error) => {
+                    tracing::debug!(%error, "items wait for what the system lacks");
+                    pause().await;
+                }
             }
-            Err(error) => Err(error),
+        }
+    }
+
+    /// Moves some. Whoever else is at it has it done.
+    fn step(&self) -> Result<Fed> {
+        let mover = match self.mover.try_lock() {
+            Ok(mover) => mover,
+            Err(TryLockError::Poisoned(mover)) => mover.into_inner(),
+            Err(TryLockError::WouldBlock) => return Ok(Fed::Some),
         };
-        if let Err(error) = step {
-            tracing::error!(%error, "items that waited for room are lost");
-            core.forget_waiting(std::mem::take(&mut *lock(&backlog.items)));
+        let fed = self.core.feed(&self.line);
+        let is_done = matches!(fed, Ok(Fed::All)) && self.end();
+        drop(mover);
+        // Without any lock, as wakers are others' code.
+        self.core.call_after_feed();
+        match fed {
+            Ok(Fed::All) if !is_done => Ok(Fed::Some),
+            fed => fed,
         }
     }
-}
 
-async fn wait_for_room(core: &Core, backlog: &Backlog) -> Result<()> {
-    let mut looks = 0;
-    core.room(|| {
-        looks += 1;
-        // What it was woken for may be room enough: that shows when it is tried.
-        looks > 1 || lock(&backlog.items).front_mut().is_none_or(|item| core.may_have_room(item))
-    })
-    .await
-}
-
-/// Forgets an empty one. What is put from now on goes straight to the ring, or to a new one.
-fn is_done(core: &Core, backlog: &Backlog) -> bool {
-    let mut backlogs = lock(BACKLOGS.get());
-    if !lock(&backlog.items).is_empty() {
-        return false;
+    /// Forgets an empty one: what is put from now on goes straight to the ring, or to a new one. False if it is
+    /// not empty. With the mover's lock, so that no item is on its way.
+    fn end(&self) -> bool {
+        let mut backlogs = lock(BACKLOGS.get());
+        let mut line = lock(&self.line);
+        if !line.items.is_empty() {
+            return false;
+        }
+        line.is_fed = false;
+        drop(line);
+        // It may have ended before, and what waits now is another.
+        let place = self.core.items().place();
+        if backlogs.of.get(&place).is_some_and(|now| std::ptr::eq(&**now, self)) {
+            self.core.set_waiting(false);
+            let ended = backlogs.of.remove(&place);
+            drop(backlogs);
+            drop(ended);
+        }
+        true
     }
-    // Another feeder may have been faster, and what waits now is another backlog.
-    if let Some(waiting) = backlogs.of.get(&core.items().key())
-        && std::ptr::eq(&*waiting.backlog, backlog)
-    {
-        core.set_waiting(false);
-        let ended = backlogs.of.remove(&core.items().key());
-        drop(backlogs);
-        drop(ended);
+
+    /// Gives up what waits.
+    fn lose(&self, why: &dyn fmt::Display) {
+        tracing::error!(%why, "items that waited for room are lost");
+        let mut line = lock(&self.line);
+        let items = std::mem::take(&mut line.items);
+        line.gone += items.len() as u64;
+        line.lost = true;
+        drop(line);
+        self.core.forget_waiting(items);
     }
-    true
 }
 
-/// How often it is looked whether anybody is left who could get.
-const LOOK_EVERY: Duration = Duration::from_millis(100);
+/// Waits without a descriptor, as there may be none.
+async fn pause() {
+    let _ = spawn_blocking(|| std::thread::sleep(PAUSE)).await;
+}
+
+const PAUSE: Duration = Duration::from_millis(100);
+
 /// In how many looks nobody was there: who was given the queue may not have read that yet.
 const ALONE: u32 = 10;
 
@@ -204,9 +254,7 @@ fn finish() {
     match moved.map(JoinHandle::join) {
         Ok(Ok(Ok(()))) => {}
         Ok(Ok(Err(error))) | Err(error) => tracing::error!(%error, "items that waited for room are lost"),
-        Ok(Err(_)) => {
-            tracing::error!("items that waited for room are lost by a panic")
-        }
+        Ok(Err(_)) => tracing::error!("items that waited for room are lost by a panic"),
     }
 }
 
@@ -214,35 +262,32 @@ async fn move_all() {
     loop {
         let waiting: Vec<_> = {
             let backlogs = lock(BACKLOGS.get());
-            let waited_for = backlogs.of.values().filter(|waiting| waiting.core.is_waited_for());
-            waited_for.map(|waiting| (waiting.core.clone(), waiting.backlog.clone())).collect()
+            backlogs.of.values().filter(|backlog| backlog.core.is_waited_for()).cloned().collect()
         };
         if waiting.is_empty() {
             return;
         }
         // All at once, as somebody may get from one only after another.
-        join_all(waiting.iter().map(|(core, backlog)| feed_as_long_as_shared(core, backlog))).await;
+        join_all(waiting.iter().map(|backlog| feed_as_long_as_shared(backlog))).await;
     }
 }
 
-async fn feed_as_long_as_shared(core: &Core, backlog: &Backlog) {
+async fn feed_as_long_as_shared(backlog: &Backlog) {
     let abandoned = async {
         let mut alone = 0;
         while alone < ALONE {
             // A child may have to begin before it has the queue. The end of this process waits for it anyway.
-            let may_get = core.is_shared() || active_children().iter().any(|child| !child.daemon());
+            let may_get = backlog.core.is_shared() || active_children().iter().any(|child| !child.daemon());
             alone = if may_get { 0 } else { alone + 1 };
-            if reactor::sleep(LOOK_EVERY).await.is_err() {
-                return;
-            }
+            pause().await;
         }
     };
     tokio::select! {
         biased;
-        () = feed(core, backlog) => {}
+        () = backlog.feed_until(|_| false) => {}
         () = abandoned => {
-            core.forget_waiting(std::mem::take(&mut *lock(&backlog.items)));
-            is_done(core, backlog);
+            backlog.lose(&"no other process has the queue");
+            let _ = backlog.step();
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Putting: into the ring if there is room, else behind what waits in this process.
 
 use std::collections::VecDeque;
+use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, ready};
 
@@ -8,15 +9,17 @@ use tokio::task::coop;
 
 use super::core::{CLOSED, Core, Held, WAITING, patient};
 use super::error::PutErrorKind;
+use super::feeder::{self, Line};
 use super::item::Item;
 use super::memory::{Extent, WHOLE};
-use super::{feeder, slots};
+use super::slots;
 use crate::error::Result;
 use crate::synchronize::protocol::Here;
 use crate::synchronize::wait::{Sleeper, proceed, sleep};
 use crate::sys::fd::is_exhausted;
 use crate::sys::memory;
 use crate::sys::socket::is_full;
+use crate::util::lock;
 
 /// What became of an offer.
 pub(super) enum Offer {
@@ -86,28 +89,33 @@ impl Core {
     async fn put_large(&self, item: &mut Item) -> Result<(), PutErrorKind> {
         self.reserve().await?;
         let reserved = Reservation { core: self };
+        let mut offered = self.offer_large(item)?;
         loop {
-            let mut extent = self.lay_out(item)?;
-            let offered = match self.offer(item, Slot::Reserved, &mut extent, self.patient_hold(), false)? {
-                Offer::Busy => {
-                    let held = Held::wait(&self.0.producers).await?;
-                    self.offer(item, Slot::Reserved, &mut extent, Some(held), false)?
+            offered = match offered {
+                Offer::Put => {
+                    std::mem::forget(reserved);
+                    return Ok(());
                 }
-                offered => offered,
+                Offer::Busy => {
+                    self.producers_pause().await?;
+                    self.offer_large(item)?
+                }
+                // Of a queue without a feeder: until there is a place for it.
+                Offer::Full | Offer::NoRoom => {
+                    sleep(&self.0.room, |_| {
+                        let offered = self.offer_large(item);
+                        (!matches!(offered, Ok(Offer::NoRoom))).then_some(offered)
+                    })
+                    .await??
+                }
             };
-            if let Offer::Put = offered {
-                std::mem::forget(reserved);
-                return Ok(());
-            }
-            drop(extent);
-            // Of a queue without a feeder: until there is a place for it.
-            let mut looks = 0;
-            sleep(&self.0.room, |_| {
-                looks += 1;
-                (looks > 1).then_some(())
-            })
-            .await?;
         }
+    }
+
+    /// Offers a large item for a slot that was reserved. It is written ahead of the lock.
+    fn offer_large(&self, item: &mut Item) -> Result<Offer, PutErrorKind> {
+        let mut extent = self.lay_out(item)?;
+        self.offer(item, Slot::Reserved, &mut extent, self.patient_hold(), false)
     }
 
     /// Writes a large item to an extent; `None` if it is not large, or there is none.
@@ -337,42 +345,42 @@ impl Core {
         }
     }
 
-    /// Whether there is room for an item; of one with handles, or in an extent, that shows when it is tried.
-    pub(super) fn may_have_room(&self, item: &mut Item) -> bool {
-        !item.is_large() && item.parcel().is_none() && self.0.ring.free() >= item.frame().len() as u64
+    /// Moves some of what waits in this process into the ring. After that
+    /// [`call_after_feed`](Self::call_after_feed) is to be called. One at a time.
+    pub(super) fn feed(&self, line: &Mutex<Line>) -> Result<Fed> {
+        let mut moved = 0;
+        let mut held = None;
+        while moved < MOST {
+            let Some(mut item) = lock(line).items.pop_front() else { return Ok(Fed::All) };
+            let fed = self.feed_one(&mut item, &mut held);
+            if !matches!(fed, Ok(Fed::All)) {
+                lock(line).items.push_front(item);
+                return fed;
+            }
+            lock(line).gone += 1;
+            self.count_fewer_waiting(1);
+            moved += 1;
+        }
+        Ok(Fed::Some)
     }
 
-    /// Moves some of what waits in this process into the ring; `None` if others have the lock. After that
-    /// [`call_after_feed`](Self::call_after_feed) is to be called.
-    pub(super) fn feed(&self, waiting: &mut VecDeque<Item>) -> Result<Option<Fed>> {
-        // Of a large one ahead of the lock; those behind it have their turn next time.
-        let mut extent = match waiting.front() {
-            Some(item) if item.is_large() => {
-                let extent = self.extents().reserve(item.body().len())?;
-                let Some(extent) = extent else { return Ok(Some(Fed::NoRoom)) };
-                extent.write(0, item.body())?;
-                Some(extent)
-            }
-            _ => None,
-        };
-        let Some(_held) = self.patient_hold() else { return Ok(None) };
-        let mut moved = 0;
-        let mut fed = Fed::All;
-        while let Some(item) = waiting.front_mut() {
-            let has_extent = extent.is_some();
-            if moved == MOST || item.is_large() && !has_extent {
-                fed = Fed::Some;
-                break;
-            }
-            if !self.publish(item, &mut extent)? {
-                fed = Fed::NoRoom;
-                break;
-            }
-            moved += 1;
-            waiting.pop_front();
-            self.count_fewer_waiting(1);
+    /// Moves one: [`Fed::All`] of it or nothing.
+    fn feed_one<'a>(&'a self, item: &mut Item, held: &mut Option<Held<'a>>) -> Result<Fed> {
+        // A large one is written without the lock.
+        let mut extent = None;
+        if item.is_large() {
+            *held = None;
+            extent = self.extents().reserve(item.body().len())?;
+            let Some(extent) = &extent else { return Ok(Fed::NoRoom) };
+            extent.write(0, item.body())?;
         }
-        Ok(Some(fed))
+        if held.is_none() {
+            *held = self.patient_hold();
+        }
+        if held.is_none() {
+            return Ok(Fed::Busy);
+        }
+        Ok(if self.publish(item, &mut extent)? { Fed::All } else { Fed::NoRoom })
     }
 
     fn count_fewer_waiting(&self, fewer: usize) {
@@ -389,6 +397,7 @@ impl Core {
         self.count_fewer_waiting(items.len());
         self.0.slots.call_all();
         self.0.done.call_all();
+        self.call_if_over();
     }
 
     /// After items were moved: tells who gets. Without any lock, as wakers are others' code.
@@ -405,7 +414,7 @@ impl Core {
         Ok(())
     }
 
-    /// Waits until there may be room for the first of those that wait.
+    /// Waits until it `has_room`, and asks whenever there may be some.
     pub(super) async fn room(&self, mut has_room: impl FnMut() -> bool) -> Result<()> {
         sleep(&self.0.room, |_| has_room().then_some(())).await
     }
@@ -428,5 +437,7 @@ pub(super) enum Fed {
     All,
     /// There may be room for more.
     Some,
+    /// Others have the lock.
+    Busy,
     NoRoom,
 }

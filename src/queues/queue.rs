@@ -128,22 +128,25 @@ impl<T> Queue<T> {
         self.core.close();
     }
 
-    /// Waits until nothing that this process has put waits here for room any more: from then on it survives
+    /// Waits until nothing that this process has put by now waits here for room any more: from then on it survives
     /// this process's death.
+    ///
+    /// # Errors
+    /// If that cannot be, as somebody has written over the queue's memory.
     ///
     /// # Cancel safety
     /// Nothing is lost: what waits is moved all the same.
     ///
     /// # Panics
     /// If it has to wait outside of a runtime, or on one without I/O.
-    pub async fn flush(&self) {
-        feeder::flush(&self.core).await;
+    pub async fn flush(&self) -> Result<()> {
+        feeder::flush(&self.core).await
     }
 
     /// As [`flush`](Self::flush), for a queue that this process has [closed](Self::close). Python's `join_thread`.
     ///
     /// # Errors
-    /// If it is not closed.
+    /// If it is not closed, and as those of [`flush`](Self::flush).
     ///
     /// # Cancel safety
     /// As that of [`flush`](Self::flush).
@@ -155,8 +158,7 @@ impl<T> Queue<T> {
         if !self.core.is_closed() {
             return Err(Error::invalid("a queue's feeder can be joined once the queue is closed"));
         }
-        self.flush().await;
-        Ok(())
+        self.flush().await
     }
 
     /// Has this process end without waiting for what it has put and what waits here for room: that is lost

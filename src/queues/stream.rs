@@ -97,7 +97,7 @@ pub struct QueueSink<T> {
     flush: Option<Flush>,
 }
 
-type Flush = Pin<Box<dyn Future<Output = ()> + Send + Sync>>;
+type Flush = Pin<Box<dyn Future<Output = crate::Result<()>> + Send + Sync>>;
 
 impl<T> QueueSink<T> {
     fn of(queue: Queue<T>) -> Self {
@@ -116,16 +116,17 @@ impl<T> QueueSink<T> {
         self.reserved = None;
     }
 
-    fn poll_flush_now(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+    fn poll_flush_now(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), SinkError<T>>> {
         if self.flush.is_none() && feeder::is_waiting(self.queue.core()) {
             let core = self.queue.core().clone();
             self.flush = Some(Box::pin(async move { feeder::flush(&core).await }));
         }
-        if let Some(flush) = &mut self.flush {
-            ready!(flush.as_mut().poll(cx));
-        }
+        let flushed = match &mut self.flush {
+            Some(flush) => ready!(flush.as_mut().poll(cx)),
+            None => Ok(()),
+        };
         self.flush = None;
-        Poll::Ready(())
+        Poll::Ready(flushed.map_err(|error| SinkError { item: None, kind: error.into() }))
     }
 }
 
@@ -160,13 +161,13 @@ impl<T: Message> Sink<T> for QueueSink<T> {
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SinkError<T>>> {
-        self.get_mut().poll_flush_now(cx).map(Ok)
+        self.get_mut().poll_flush_now(cx)
     }
 
     fn poll_close(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Result<(), SinkError<T>>> {
         let this = self.get_mut();
         this.give_back();
-        this.poll_flush_now(cx).map(Ok)
+        this.poll_flush_now(cx)
     }
 }
 
