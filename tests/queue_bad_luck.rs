@@ -211,7 +211,7 @@ fn a_copy_of_this_process_has_the_queue_and_not_what_waits_here() {
     async fn copy(address: String) -> mp::Result<()> {
         // Not behind what waits in the other.
         assert_eq!(STATIC.len(), 41);
-        STATIC.flush().await;
+        STATIC.flush().await.unwrap();
         assert_eq!(STATIC.get().await?, [0; 100_000]);
         STATIC.put(vec![200]).await?;
         Call::to(&address).say("put");

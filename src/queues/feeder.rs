@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::runtime::{Builder, Handle};
+use tokio::runtime::{Builder, Handle, Id};
 use tokio::task::{spawn_blocking, yield_now};
 
 use super::core::Core;
@@ -41,8 +41,8 @@ pub(super) struct Line {
     pub(super) gone: u64,
     /// Whether somebody has written over the queue's memory, so that some are lost.
     lost: bool,
-    /// Whether a feeder is at it.
-    is_fed: bool,
+    /// On which runtimes feeders are at it; `None`: a thread.
+    feeders: Vec<Option<Id>>,
 }
 
 #[derive(Default)]
@@ -64,7 +64,12 @@ pub(super) fn push(core: &Core, item: &mut Item) {
     let mut line = lock(&backlog.line);
     line.items.push_back(item.waiting());
     line.came += 1;
-    let begins = !std::mem::replace(&mut line.is_fed, true);
+    // One on each runtime that puts, as another may not be driven.
+    let runtime = Handle::try_current().ok().map(|runtime| runtime.id());
+    let begins = !line.feeders.contains(&runtime);
+    if begins {
+        line.feeders.push(runtime);
+    }
     drop(line);
     core.set_waiting(true);
     let first = !std::mem::replace(&mut backlogs.has_finalizer, true);
@@ -73,7 +78,10 @@ pub(super) fn push(core: &Core, item: &mut Item) {
         Finalize::new(i32::MIN, finish);
     }
     if begins {
-        start(Feeder(backlog));
+        match Handle::try_current() {
+            Ok(runtime) => drop(runtime.spawn(Feeder { backlog, runtime: Some(runtime.id()) }.run())),
+            Err(_) => start_thread(backlog),
+        }
     }
 }
 
@@ -102,52 +110,49 @@ fn of(core: &Core) -> Option<Arc<Backlog>> {
     lock(BACKLOGS.get()).of.get(&core.items().place()).cloned()
 }
 
-/// Has it fed by the runtime that is there, or by a thread.
-fn start(feeder: Feeder) {
-    match Handle::try_current() {
-        Ok(runtime) => drop(runtime.spawn(feeder.run())),
-        Err(_) => feeder.start_thread(),
-    }
-}
-
 /// Who feeds a backlog until it is empty.
-struct Feeder(Arc<Backlog>);
+struct Feeder {
+    backlog: Arc<Backlog>,
+    runtime: Option<Id>,
+}
 
 impl Feeder {
     async fn run(self) {
-        self.0.feed_until(|_| false).await;
-    }
-
-    fn start_thread(self) {
-        let backlog = self.0.clone();
-        std::mem::forget(self);
-        let spawned = sys::threads::spawn("mp-feeder", {
-            let backlog = backlog.clone();
-            move || {
-                let feeder = Self(backlog);
-                loop {
-                    match Builder::new_current_thread().enable_io().build() {
-                        Ok(runtime) => return runtime.block_on(feeder.run()),
-                        // For want of descriptors: there may be some again.
-                        Err(error) => tracing::debug!(%error, "no runtime for items that wait"),
-                    }
-                    std::thread::sleep(PAUSE);
-                }
-            }
-        });
-        if let Err(error) = spawned {
-            tracing::warn!(%error, "no thread for items that wait: they go with the next one");
-            lock(&backlog.line).is_fed = false;
-        }
+        self.backlog.feed_until(|_| false).await;
     }
 }
 
 impl Drop for Feeder {
     /// At its end, or if its runtime has ended in the middle.
     fn drop(&mut self) {
-        if lock(&self.0.line).is_fed {
-            Self(self.0.clone()).start_thread();
+        let mut line = lock(&self.backlog.line);
+        line.feeders.retain(|runtime| *runtime != self.runtime);
+        let goes_on = !line.items.is_empty() && line.feeders.is_empty();
+        if goes_on {
+            line.feeders.push(None);
+            drop(line);
+            start_thread(self.backlog.clone());
         }
+    }
+}
+
+/// Has a thread feed it.
+fn start_thread(backlog: Arc<Backlog>) {
+    let fed = backlog.clone();
+    let run = move || {
+        let feeder = Feeder { backlog: fed, runtime: None };
+        loop {
+            match Builder::new_current_thread().enable_io().build() {
+                Ok(runtime) => return runtime.block_on(feeder.run()),
+                // For want of descriptors: there may be some again.
+                Err(error) => tracing::debug!(%error, "no runtime for items that wait"),
+            }
+            std::thread::sleep(PAUSE);
+        }
+    };
+    if let Err(error) = sys::threads::spawn("mp-feeder", run) {
+        tracing::warn!(%error, "no thread for items that wait: they go with the next one");
+        lock(&backlog.line).feeders.retain(Option::is_some);
     }
 }
 
@@ -202,12 +207,9 @@ impl Backlog {
     /// not empty. With the mover's lock, so that no item is on its way.
     fn end(&self) -> bool {
         let mut backlogs = lock(BACKLOGS.get());
-        let mut line = lock(&self.line);
-        if !line.items.is_empty() {
+        if !lock(&self.line).items.is_empty() {
             return false;
         }
-        line.is_fed = false;
-        drop(line);
         // It may have ended before, and what waits now is another.
         let place = self.core.items().place();
         if backlogs.of.get(&place).is_some_and(|now| std::ptr::eq(&**now, self)) {
@@ -217,6 +219,12 @@ impl Backlog {
             drop(ended);
         }
         true
+    }
+
+    /// Whether there is anybody to get it. A child may have to begin before it has the queue; the end of this
+    /// process waits for it anyway.
+    fn may_be_got(&self) -> bool {
+        self.core.is_shared() || active_children().iter().any(|child| !child.daemon())
     }
 
     /// Gives up what waits.
@@ -248,37 +256,51 @@ fn finish() {
         return;
     }
     // Whoever ends this process may be within a runtime.
-    let moved = sys::threads::spawn("mp-feeder", || {
-        Builder::new_current_thread().enable_io().build().map(|runtime| runtime.block_on(move_all()))
-    });
-    match moved.map(JoinHandle::join) {
-        Ok(Ok(Ok(()))) => {}
-        Ok(Ok(Err(error))) | Err(error) => tracing::error!(%error, "items that waited for room are lost"),
+    match sys::threads::spawn("mp-feeder", move_all).map(JoinHandle::join) {
+        Ok(Ok(())) => {}
         Ok(Err(_)) => tracing::error!("items that waited for room are lost by a panic"),
+        Err(error) => tracing::error!(%error, "items that waited for room are lost"),
     }
 }
 
-async fn move_all() {
+fn move_all() {
+    let mut alone = 0;
     loop {
-        let waiting: Vec<_> = {
-            let backlogs = lock(BACKLOGS.get());
-            backlogs.of.values().filter(|backlog| backlog.core.is_waited_for()).cloned().collect()
-        };
+        let waiting = waited_for();
         if waiting.is_empty() {
             return;
         }
-        // All at once, as somebody may get from one only after another.
-        join_all(waiting.iter().map(|backlog| feed_as_long_as_shared(backlog))).await;
+        match Builder::new_current_thread().enable_io().build() {
+            // All at once, as somebody may get from one only after another.
+            Ok(runtime) => {
+                let all = waiting.iter().map(|backlog| feed_as_long_as_shared(backlog));
+                runtime.block_on(join_all(all));
+            }
+            // For want of descriptors: it goes without a runtime, too, but more slowly.
+            Err(error) => {
+                tracing::debug!(%error, "no runtime for items that wait");
+                waiting.iter().for_each(|backlog| _ = backlog.step());
+                alone = if waiting.iter().any(|backlog| backlog.may_be_got()) { 0 } else { alone + 1 };
+                if alone == ALONE {
+                    return;
+                }
+                std::thread::sleep(PAUSE);
+            }
+        }
     }
+}
+
+/// Those for which the end of this process waits.
+fn waited_for() -> Vec<Arc<Backlog>> {
+    let backlogs = lock(BACKLOGS.get());
+    backlogs.of.values().filter(|backlog| backlog.core.is_waited_for()).cloned().collect()
 }
 
 async fn feed_as_long_as_shared(backlog: &Backlog) {
     let abandoned = async {
         let mut alone = 0;
         while alone < ALONE {
-            // A child may have to begin before it has the queue. The end of this process waits for it anyway.
-            let may_get = backlog.core.is_shared() || active_children().iter().any(|child| !child.daemon());
-            alone = if may_get { 0 } else { alone + 1 };
+            alone = if backlog.may_be_got() { 0 } else { alone + 1 };
             pause().await;
         }
     };

@@ -2,9 +2,10 @@
 
 use std::fmt;
 
-use super::error::PutError;
+use super::error::{PutError, PutErrorKind};
 use super::putting::Slot;
 use super::queue::Queue;
+use crate::error::Error;
 use crate::reduction::Message;
 use crate::sys::per_process::process_token;
 
@@ -33,6 +34,9 @@ impl<T: Message> Permit<'_, T> {
     /// # Panics
     /// If the item's `Serialize` panics.
     pub fn send(self, item: T) -> Result<(), PutError<T>> {
+        if self.owner != process_token() {
+            return Err(PutError { item, kind: PutErrorKind::Failed(Error::NotOwner) });
+        }
         let put = self.queue.try_put_for(item, Slot::Reserved);
         if put.is_ok() {
             std::mem::forget(self);

@@ -197,11 +197,21 @@ impl Core {
         self.count_waiting(slot)?;
         // After it counts: whoever is told that the queue is over has seen that it does not.
         if self.is_shut_down() {
+            // A reservation is given up by who has it.
             self.count_fewer_waiting(1);
+            if slot == Slot::Reserved {
+                self.count_reserved()?;
+            }
             self.call_if_over();
             return Err(PutErrorKind::ShutDown);
         }
         feeder::push(self, item);
+        Ok(())
+    }
+
+    fn count_reserved(&self) -> Result<()> {
+        let cell = self.0.slots.cell()?;
+        slots::update(self.0.slots.words(), cell, |held| slots::Held { reserved: held.reserved + 1, ..held });
         Ok(())
     }
 
@@ -300,8 +310,7 @@ impl Core {
         if !self.has_slot(looks) {
             return Ok(Offer::Full);
         }
-        let cell = self.0.slots.cell()?;
-        slots::update(self.0.slots.words(), cell, |held| slots::Held { reserved: held.reserved + 1, ..held });
+        self.count_reserved()?;
         Ok(Offer::Put)
     }
 
