@@ -105,7 +105,7 @@
 //!
 //! # Platforms
 //!
-//! Processes need Linux 5.10 or newer. Elsewhere the crate compiles, and starting a process gives
+//! Processes need 64-bit Linux 5.10 or newer. Elsewhere the crate compiles, and starting a process gives
 //! [`Error::Unsupported`].
 
 // On docs.rs, where the compiler is a nightly one: items say which feature they need. That processes need

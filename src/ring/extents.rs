@@ -11,6 +11,8 @@
 //! | 8..16 | the ring's word under which its frame lies, and one; [`NONE`]: under none | its producer, before that frame; who frees it |
 //! | 16..24 | the length of the item, in bytes | its producer |
 //! | 24..32 | how much memory it keeps that no item is in | who takes or frees it |
+//!
+//! An entry has no memory beyond its length and what it keeps together, and a free one none beyond what it keeps.
 
 use std::io;
 use std::sync::atomic::Ordering::{Acquire, Relaxed, Release};
@@ -22,8 +24,9 @@ use crate::synchronize::protocol::{Identity, Words, World};
 use crate::sys::BorrowedFd;
 use crate::sys::memory;
 
-/// How long an entry's part of the file is. That of the first one begins at as much, behind the ring.
-pub(crate) const REGION: usize = 1 << 36;
+/// How long an entry's part of the file is. That of the first one begins at as much, behind the ring. Where
+/// addresses are shorter than that no queue can be made.
+pub(crate) const REGION: usize = 1 << if usize::BITS < 64 { 24 } else { 36 };
 /// How many bytes an entry of the table has.
 pub(crate) const ENTRY: usize = 32;
 
@@ -183,8 +186,9 @@ impl<'a, W: Words, E: World, S: Store> Extents<'a, W, E, S> {
             let entry = (0..self.layout.entries).rev().filter(is_free).max_by_key(usable)?;
             if let Some(hold) = self.hold(entry, 0) {
                 let spare = self.words.load(self.spare(entry), Relaxed);
-                self.words.store(self.spare(entry), spare.saturating_sub(len), Relaxed);
+                // In this order, or whoever dies in between has said too little.
                 self.words.store(self.length(entry), len, Relaxed);
+                self.words.store(self.spare(entry), spare.saturating_sub(len), Relaxed);
                 return Some(hold);
             }
         }
@@ -198,24 +202,37 @@ impl<'a, W: Words, E: World, S: Store> Extents<'a, W, E, S> {
         taken.then(|| Hold { extents: self, entry, owner })
     }
 
-    /// Frees an entry of this process's.
+    /// Frees an entry of this process's. Whoever dies on the way has said enough for this to be begun anew.
     fn free(&self, entry: usize) {
         let len = usize::try_from(self.words.load(self.length(entry), Relaxed))
             .map_or(REGION, |len| len.min(REGION));
         // The item, and beyond it what there is of a larger one before it.
         let spare = usize::try_from(self.words.load(self.spare(entry), Relaxed)).unwrap_or(REGION);
         let there = len.saturating_add(spare).min(REGION).next_multiple_of(PAGE);
-        let kept = self.keep(entry, len.next_multiple_of(PAGE).min(KEPT));
-        let mut at = kept;
-        // Mostly not at all: it waits for who writes to the same file, and has him wait.
-        while at < there {
-            let next = (at + PIECE).min(there);
-            // Else the memory is kept, which does no harm to anybody's bytes.
-            let _ = self.store.punch(region(entry) + at, next - at);
-            at = next;
+        let wanted = len.next_multiple_of(PAGE).min(KEPT);
+        // Only `spare` tells of what is beyond the item: it says something else when that is gone.
+        let mut left = self.give_back(entry, wanted, there);
+        if left == wanted {
+            left = self.give_back(entry, self.keep(entry, wanted), wanted);
         }
+        self.words.store(self.spare(entry), left as u64, Relaxed);
         self.words.store(self.ticket(entry), NONE, Relaxed);
         self.words.store(self.owner(entry), 0, Release);
+    }
+
+    /// Gives back what memory there is from `kept` to `there`, the last first. How much there is after that: more
+    /// than `kept` if the system refuses.
+    fn give_back(&self, entry: usize, kept: usize, there: usize) -> usize {
+        let mut left = there;
+        // Mostly not at all: it waits for who writes to the same file, and has him wait.
+        while left > kept {
+            let at = left.saturating_sub(PIECE).max(kept);
+            if self.store.punch(region(entry) + at, left - at).is_err() {
+                break;
+            }
+            left = at;
+        }
+        left
     }
 
     /// Says how much memory an entry is going to keep: so much, or less if it would be too much with that of

@@ -38,6 +38,8 @@ struct Book {
     bytes: [[u8; ITEM]; ENTRIES],
     /// Up to where an extent has memory.
     memory: [usize; ENTRIES],
+    /// Whether none of it can be given back.
+    refuses: bool,
     /// The items that were read.
     taken: Vec<u8>,
 }
@@ -87,11 +89,16 @@ impl Store for Bytes<'_> {
         Ok(true)
     }
 
-    fn punch(&self, at: usize, _: usize) -> io::Result<()> {
-        let entry = at / REGION - 1;
+    fn punch(&self, at: usize, len: usize) -> io::Result<()> {
+        let (entry, at) = (at / REGION - 1, at % REGION);
         let mut book = self.step();
+        if book.refuses {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
         book.bytes[entry] = [0; ITEM];
-        book.memory[entry] = book.memory[entry].min(at % REGION);
+        if book.memory[entry] <= at + len {
+            book.memory[entry] = book.memory[entry].min(at);
+        }
         Ok(())
     }
 }
@@ -200,19 +207,24 @@ impl Scene {
         let book = self.book.lock().unwrap();
         assert!(committed - book.taken.len() <= gone, "{book:?}, of {committed}");
         assert!(book.memory.iter().sum::<usize>() <= KEPT, "{book:?}");
+        let memory = book.memory;
         drop(book);
-        (0..self.entries).for_each(|entry| assert_eq!(last.owner(entry), 0));
+        for (entry, memory) in memory.into_iter().enumerate().take(self.entries) {
+            assert_eq!(last.owner(entry), 0);
+            let spare = last.actor.load(last.extents().spare(entry), Relaxed);
+            assert!(memory as u64 <= spare, "{memory} are kept, said are {spare}");
+        }
     }
 }
 
-/// For each two accesses before which two processes die.
+/// For each two accesses before which two processes die. It multiplies, so that fewer interleavings have to do.
 fn each_two_deaths(model: fn([Fate; 2]) -> [bool; 2]) {
     for first in 0.. {
         let mut any = false;
         for second in 0.. {
             let ended = Arc::new([false; 2].map(AtomicBool::new));
             let seen = ended.clone();
-            explore(1, move || {
+            explore(preemptions() - 1, move || {
                 let ends = model([first, second].map(Fate::Dies));
                 ends.iter().zip(&*seen).for_each(|(end, seen)| _ = seen.fetch_or(*end, Ordering::Relaxed));
             });
@@ -330,6 +342,40 @@ fn one_is_stopped(fate: Fate) -> bool {
         other => assert_eq!((other, last.actor.load(CONSUMERS, Relaxed)), (2, 1)),
     }
     ended
+}
+
+/// A small item lies in the memory of a large one.
+fn who_has_more_than_it_needs_ends(fate: Fate, refuses: bool) -> bool {
+    let scene = Scene::new(1, KEPT);
+    let waste = |process: &Process| {
+        let reserved = process.extents().reserve(process.scene.len).unwrap().unwrap();
+        reserved.write(0, &[1; ITEM]).unwrap();
+    };
+    scene.bury(1, waste);
+    assert_eq!(scene.book.lock().unwrap().memory[0], KEPT);
+    let small = Scene { len: PAGE, ..scene };
+    small.book.lock().unwrap().refuses = refuses;
+    let mortal = small.process(2, fate);
+    let acts = || {
+        waste(&mortal);
+        drop(mortal.extents().reserve(2 * PAGE).unwrap());
+    };
+    let ended = mortal.actor.act(|_| acts()).is_none();
+    small.assert_sound(0);
+    small.book.lock().unwrap().refuses = false;
+    waste(&small.process(3, Fate::Lives));
+    assert_eq!(small.book.lock().unwrap().memory[0], PAGE);
+    ended
+}
+
+#[test]
+fn memory_beyond_an_item_is_told_of_whoever_dies_when_until_it_is_given_back() {
+    each_death(0, |fate| who_has_more_than_it_needs_ends(fate, false));
+}
+
+#[test]
+fn memory_that_could_not_be_given_back_is_told_of_and_given_back_later() {
+    each_death(0, |fate| who_has_more_than_it_needs_ends(fate, true));
 }
 
 #[test]

@@ -136,6 +136,34 @@ fn nothing_is_lost_or_left_at_whatever_a_process_was_killed() {
 }
 
 #[test]
+fn nothing_of_a_larger_item_is_left_at_whatever_a_process_was_killed() {
+    for point in 0.. {
+        let queue = Queue::new();
+        queue.put(1);
+        queue.get();
+        let small = || {
+            let reserved = queue.extents().reserve(PAGE).unwrap().unwrap();
+            reserved.write(0, &[2; PAGE]).unwrap();
+        };
+        let exit = child(|| {
+            kill_at(point);
+            small();
+        });
+        queue.extents().reap();
+        let entries = 0..ENTRIES;
+        let spare: u64 = entries.map(|entry| queue.word(queue.extents().spare(entry))).sum();
+        assert!(queue.allocated() as u64 <= spare, "{point}: {} of {spare}", queue.allocated());
+        small();
+        assert_eq!(queue.allocated(), PAGE);
+        match exit {
+            Exit::Code(0) => return assert!(point > 10, "there are points"),
+            Exit::Signal { .. } => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
 fn memory_is_kept_for_the_next_and_no_more_than_the_limit() {
     let queue = Queue::new();
     queue.put(1);
