@@ -52,7 +52,9 @@ pub enum GetError {
     #[error("cannot decode: {0}")]
     Decode(#[source] CodecError),
     /// The operating system has no memory or descriptors left; the item is still there, for whoever gets it when
-    /// there are some. Or somebody has written what cannot be into the queue's memory.
+    /// there are some. Only one that is larger than 256 KiB is gone if there is no memory to read it to. Or somebody
+    /// has written what cannot be into the queue's memory ([`Error::Malformed`]): an item of which that is true is
+    /// gone.
     #[error(transparent)]
     Failed(Error),
 }

@@ -276,7 +276,7 @@ impl<T: Message> Queue<T> {
     /// # Errors
     /// When the queue is closed, also if that happens while it waits; when it was shut down and is empty; when the
     /// item is not of this type, and the item is gone then; and when no memory or descriptor is left, and the item is
-    /// not gone.
+    /// not gone, unless it is larger than 256 KiB and there is no memory for it.
     ///
     /// # Cancel safety
     /// Dropped, it has got nothing: nothing is lost.
