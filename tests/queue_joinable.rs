@@ -6,13 +6,63 @@ mod support;
 
 use std::time::Duration;
 
-use mp::{GetError, JoinableQueue};
+use mp::{GetError, JoinableQueue, Message, Queue, SimpleQueue};
 use serde::{Deserialize, Serialize};
 use support::process::{Call, Meeting};
 use support::{Random, kill_9, run, run_each};
 use tokio_multiprocess as mp;
 
 const SOON: Duration = Duration::from_secs(20);
+
+/// What is sent as one type and arrives as another.
+enum Crossed<A, B> {
+    Sent(A),
+    Arrived(B),
+}
+
+impl<A: Serialize, B> Serialize for Crossed<A, B> {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        match self {
+            Self::Sent(queue) => queue.serialize(serializer),
+            Self::Arrived(_) => unreachable!("it is sent once"),
+        }
+    }
+}
+
+impl<'de, A, B: Deserialize<'de>> Deserialize<'de> for Crossed<A, B> {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        B::deserialize(deserializer).map(Self::Arrived)
+    }
+}
+
+fn arrives_as<A: Message, B: Message>(queue: A) -> bool {
+    let carrier = SimpleQueue::new().unwrap();
+    let [put, got] = [carrier.clone(), carrier];
+    futures::executor::block_on(put.put(Crossed::<A, B>::Sent(queue))).unwrap();
+    match got.try_get() {
+        Ok(crossed) => matches!(crossed, Crossed::Arrived(_)),
+        Err(GetError::Decode(_)) => false,
+        Err(error) => panic!("{error}"),
+    }
+}
+
+/// Read as another type it would not do what that one says.
+#[test]
+fn a_queue_arrives_as_what_it_is() {
+    type Items = Vec<u8>;
+    let plain = || Queue::<Items>::new(0).unwrap();
+    let joinable = || JoinableQueue::<Items>::new(0).unwrap();
+    let simple = || SimpleQueue::<Items>::new().unwrap();
+    assert!(!arrives_as::<_, JoinableQueue<Items>>(plain()));
+    assert!(!arrives_as::<_, JoinableQueue<Items>>(simple()));
+    assert!(!arrives_as::<_, SimpleQueue<Items>>(plain()));
+    assert!(!arrives_as::<_, SimpleQueue<Items>>(joinable()));
+    assert!(!arrives_as::<_, Queue<Items>>(simple()));
+    assert!(arrives_as::<_, Queue<Items>>(joinable()) && arrives_as::<_, Queue<Items>>(plain()));
+    assert!(
+        arrives_as::<_, JoinableQueue<Items>>(joinable()) && arrives_as::<_, SimpleQueue<Items>>(simple())
+    );
+}
 
 async fn works(queue: JoinableQueue<Option<u64>>) -> mp::Result<()> {
     while let Some(_task) = queue.get().await? {

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::ops::Deref;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::queue::Queue;
 use crate::error::Result;
@@ -37,7 +37,7 @@ use crate::error::Result;
 /// What a process has got and not acknowledged when it dies counts as done, since nobody else could do it;
 /// [`join`](Self::join) says how many these were. If [`get`](Queue::get) gives an error there is nothing to
 /// acknowledge, also if the item is gone by that.
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 #[serde(transparent, bound = "")]
 pub struct JoinableQueue<T> {
     queue: Queue<T>,
@@ -78,6 +78,12 @@ impl<T> JoinableQueue<T> {
     /// If it has to wait outside of a runtime, or on one without I/O.
     pub async fn join(&self) -> Result<u64> {
         self.queue.core().join().await
+    }
+}
+
+impl<'de, T> Deserialize<'de> for JoinableQueue<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Queue::deserialize_if(deserializer, |design| design.joinable).map(|queue| Self { queue })
     }
 }
 

@@ -92,6 +92,21 @@ impl<T> Queue<T> {
         Self { core, items: PhantomData }
     }
 
+    /// Reads one that has arrived, if it is of the type that it is taken for: that is nothing that its bytes say.
+    pub(super) fn deserialize_if<'de, D: Deserializer<'de>>(
+        deserializer: D,
+        fits: impl FnOnce(Design) -> bool,
+    ) -> Result<Self, D::Error> {
+        let (fd, parcels) = <(Descriptor, Parcels)>::deserialize(deserializer)?;
+        let fd = fd.into_fd().map_err(de::Error::custom)?;
+        let core =
+            Core::open(fd, parcels).map_err(|error| de::Error::custom(format_args!("no queue: {error}")))?;
+        if !fits(core.design()) {
+            return Err(de::Error::custom("it is a queue of another kind"));
+        }
+        Ok(Self::of(core))
+    }
+
     pub(super) fn core(&self) -> &Core {
         &self.core
     }
@@ -350,10 +365,7 @@ impl<T> Serialize for Queue<T> {
 
 impl<'de, T> Deserialize<'de> for Queue<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let (fd, parcels) = <(Descriptor, Parcels)>::deserialize(deserializer)?;
-        let fd = fd.into_fd().map_err(de::Error::custom)?;
-        Core::open(fd, parcels)
-            .map(Self::of)
-            .map_err(|error| de::Error::custom(format_args!("no queue: {error}")))
+        // A joinable one is one, too.
+        Self::deserialize_if(deserializer, |design| design.feeds)
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::{GetError, PutError};
 use super::queue::Queue;
@@ -15,7 +15,7 @@ use crate::reduction::Message;
 ///
 /// It takes as many items as have room in 1 MiB, and waits for room; larger items lie beside that. All else is as
 /// for a [`Queue`].
-#[derive(Serialize, Deserialize)]
+#[derive(Serialize)]
 #[serde(transparent, bound = "")]
 pub struct SimpleQueue<T> {
     queue: Queue<T>,
@@ -95,6 +95,12 @@ impl<T: Message> SimpleQueue<T> {
     /// As those of [`Queue::try_get`].
     pub fn try_get(&self) -> Result<T, GetError> {
         self.queue.try_get()
+    }
+}
+
+impl<'de, T> Deserialize<'de> for SimpleQueue<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Queue::deserialize_if(deserializer, |design| !design.feeds).map(|queue| Self { queue })
     }
 }
 
