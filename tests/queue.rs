@@ -168,6 +168,25 @@ fn futures_are_send_whatever_the_items_are() {
 const MOMENT: Duration = Duration::from_millis(50);
 
 /// Gets what is there by all calling forms, and says what it got.
+/// A large item, too, is put only if there is a slot, and takes one.
+#[test]
+fn a_large_item_takes_one_slot() {
+    let large = || vec![1u8; 300_000];
+    let queue = Queue::new(1).unwrap();
+    for _ in 0..3 {
+        queue.try_put(large()).unwrap();
+        assert_eq!((queue.len(), queue.is_full()), (1, true));
+        assert!(queue.try_put(large()).unwrap_err().is_full());
+        assert_eq!(queue.try_get().unwrap(), large());
+        queue.try_reserve().unwrap().send(large()).unwrap();
+        assert!(queue.is_full() && queue.try_reserve().is_err());
+        assert_eq!(queue.try_get().unwrap(), large());
+    }
+    queue.shutdown().unwrap();
+    assert!(matches!(queue.try_put(large()).unwrap_err().kind, PutErrorKind::ShutDown));
+    assert!(matches!(queue.try_get(), Err(GetError::ShutDown)));
+}
+
 async fn takes_six(queue: Queue<u64>, address: String) {
     let mut got = vec![queue.try_get().unwrap(), queue.get().await.unwrap()];
     got.push(queue.get_timeout(Duration::ZERO).await.unwrap());

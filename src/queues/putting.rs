@@ -14,7 +14,7 @@ use super::item::Item;
 use super::memory::{Extent, WHOLE};
 use super::slots;
 use crate::error::Result;
-use crate::synchronize::protocol::Here;
+use crate::synchronize::protocol::{Here, Words};
 use crate::synchronize::wait::{Sleeper, proceed, sleep};
 use crate::sys::fd::is_exhausted;
 use crate::sys::memory;
@@ -146,6 +146,14 @@ impl Core {
     /// takes any number, the item waits with this process's others then.
     pub(super) fn try_put(&self, item: &mut Item, slot: Slot) -> Result<(), PutErrorKind> {
         item.pack()?;
+        if slot == Slot::Free && item.is_large() && self.design().max != 0 {
+            // The slot first, as it takes long to write the item.
+            self.try_reserve()?;
+            let reserved = Reservation { core: self };
+            self.try_put(item, Slot::Reserved)?;
+            std::mem::forget(reserved);
+            return Ok(());
+        }
         let mut extent = self.lay_out(item)?;
         match self.offer(item, slot, &mut extent, self.patient_hold(), true)? {
             Offer::Put => Ok(()),
@@ -196,6 +204,7 @@ impl Core {
     fn wait_in_process(&self, item: &mut Item, slot: Slot) -> Result<(), PutErrorKind> {
         self.count_waiting(slot)?;
         // After it counts: whoever is told that the queue is over has seen that it does not.
+        self.0.slots.words().fence();
         if self.is_shut_down() {
             // A reservation is given up by who has it.
             self.count_fewer_waiting(1);
