@@ -15,7 +15,7 @@ use crate::ring::Corrupt;
 use crate::ring::many::{Front, Mark};
 use crate::ring::parcels::{Opened, Place};
 use crate::synchronize::object::Object;
-use crate::synchronize::protocol::{Cell, Here, bells};
+use crate::synchronize::protocol::{Cell, Here, Words, bells};
 use crate::synchronize::wait::{Sleeper, proceed, sleep, wait};
 
 /// What became of an attempt to get.
@@ -51,14 +51,14 @@ impl Core {
     /// Takes the next item, once there is one.
     pub(super) async fn get(&self, item: &mut Arrived) -> Result<(), GetError> {
         proceed().await;
-        let mut taken = self.take(item, Held::spin(&self.0.consumers), false);
+        let mut taken = self.take(item, Held::spin(&self.0.consumers), || false);
         loop {
             taken = match taken? {
                 Taken::Item => return Ok(()),
-                Taken::Busy => self.take(item, Some(Held::wait(&self.0.consumers).await?), false),
+                Taken::Busy => self.take(item, Some(Held::wait(&self.0.consumers).await?), || false),
                 Taken::Empty => {
                     sleep(&self.0.items, |turn| {
-                        let looks = !turn.slept || self.0.items.takes_turn();
+                        let looks = || !turn.slept || self.0.items.takes_turn();
                         let taken = self.take(item, Held::spin(&self.0.consumers), looks);
                         (!matches!(taken, Ok(Taken::Empty))).then_some(taken)
                     })
@@ -76,15 +76,15 @@ impl Core {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), GetError>> {
         let coop = ready!(coop::poll_proceed(cx));
-        let mut taken = self.take(item, Held::spin(&self.0.consumers), false);
+        let mut taken = self.take(item, Held::spin(&self.0.consumers), || false);
         loop {
             taken = match taken {
                 Ok(Taken::Busy) => {
                     let held = ready!(Held::poll_wait(&self.0.consumers, sleeper, cx))?;
-                    self.take(item, Some(held), false)
+                    self.take(item, Some(held), || false)
                 }
                 Ok(Taken::Empty) => ready!(sleeper.poll_asleep(&self.0.items, cx, |turn| {
-                    let looks = !turn.slept || self.0.items.takes_turn();
+                    let looks = || !turn.slept || self.0.items.takes_turn();
                     let taken = self.take(item, Held::spin(&self.0.consumers), looks);
                     (!matches!(taken, Ok(Taken::Empty))).then_some(taken)
                 }))?,
@@ -100,23 +100,33 @@ impl Core {
     /// Takes the next item if there is one. Where others have the lock for long there may be none though there
     /// is.
     pub(super) fn try_get(&self, item: &mut Arrived) -> Result<(), GetError> {
-        match self.take(item, patient(|| Held::try_take(&self.0.consumers)), true)? {
+        let held = patient(|| Held::try_take(&self.0.consumers));
+        match self.take(item, held, || self.0.items.takes_turn())? {
             Taken::Item => Ok(()),
             Taken::Empty | Taken::Busy => Err(GetError::Empty),
         }
     }
 
-    fn take(&self, item: &mut Arrived, held: Option<Held<'_>>, looks: bool) -> Result<Taken, GetError> {
+    /// `tidies` says whether to look for what dead processes have left, if there is nothing to take.
+    fn take(
+        &self,
+        item: &mut Arrived,
+        held: Option<Held<'_>>,
+        tidies: impl FnOnce() -> bool,
+    ) -> Result<Taken, GetError> {
         if self.flags()? & CLOSED != 0 {
             return Err(GetError::Closed);
         }
         let Some(held) = held else { return Ok(Taken::Busy) };
         let ring = &self.0.ring;
         let Some(front) = ring.front().map_err(Error::from)? else {
-            if looks {
-                self.tidy()?;
+            if tidies() {
+                self.0.parcels.sweep(|ticket| self.place(ticket)).map_err(Error::from)?;
+                drop(held);
+                self.extents().reap();
+            } else {
+                drop(held);
             }
-            drop(held);
             return if self.is_over() { Err(GetError::ShutDown) } else { Ok(Taken::Empty) };
         };
         // Before anything is taken, as there may be no cell.
@@ -208,18 +218,13 @@ impl Core {
         }
     }
 
-    /// Throws away what dead processes have left beside the ring. With the consumers' lock, when there is nothing
-    /// to take.
-    fn tidy(&self) -> Result<()> {
-        self.extents().reap();
-        Ok(self.0.parcels.sweep(|ticket| self.place(ticket))?)
-    }
-
     /// Whether nothing will ever be got any more.
     fn is_over(&self) -> bool {
         if !self.is_shut_down() {
             return false;
         }
+        // Who counts an item without the lock looks whether it was shut down after that.
+        self.0.slots.words().fence();
         // Who has the lock may have come before that, and put something yet; who comes later does not.
         let Some(_held) = Held::try_take(&self.0.producers) else { return false };
         slots::held(self.0.slots.words(), &Here, true).all() == 0 && self.0.ring.items() == 0
