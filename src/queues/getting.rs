@@ -170,13 +170,18 @@ impl Core {
         drop(held);
         // Without the lock, as it calls wakers.
         let lost = Lost(self);
+        let read = match beside {
+            None => Err(Corrupt.into()),
+            Some(None) => Ok(()),
+            Some(Some(extent)) => {
+                item.bytes.clear();
+                item.body_at = 0;
+                extent.read(&mut item.bytes)
+            }
+        };
+        // Once the extent is free again, too.
         self.ring_after_get(true);
-        let Some(extent) = beside else { return Err(GetError::Failed(Corrupt.into())) };
-        if let Some(extent) = extent {
-            item.bytes.clear();
-            item.body_at = 0;
-            extent.read(&mut item.bytes)?;
-        }
+        read?;
         lost.found();
         Ok(Taken::Item)
     }
