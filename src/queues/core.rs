@@ -79,6 +79,9 @@ pub(super) const WAITING: u64 = 2;
 const ABANDONS: u64 = 4;
 const FLAGS: u32 = 3;
 
+/// How often who does not sleep tries to get a lock.
+const LOOKS: usize = 20;
+
 /// A side's lock, held for some instants of one poll.
 pub(super) struct Held<'a> {
     lock: &'a Lock,
@@ -90,6 +93,18 @@ impl<'a> Held<'a> {
         let by = Here.me();
         // Made before it is known whether it is ours, it would give back what another thread here holds.
         lock.spin(by).then(|| Self { lock, by })
+    }
+
+    /// Tries for a little, as those who have a lock mostly have it for less than a microsecond, and then, once,
+    /// whether it is a dead one's.
+    pub(super) fn patient(lock: &'a Lock) -> Option<Self> {
+        for _ in 0..LOOKS {
+            if let Some(held) = Self::spin(lock) {
+                return Some(held);
+            }
+            std::thread::yield_now();
+        }
+        Self::try_take(lock)
     }
 
     /// Also from a dead one, if there is no contention.
@@ -140,7 +155,7 @@ impl Core {
                 Part::Slots => u64::from(design.max),
                 _ => 0,
             };
-            Object::lay(&memory.from(part.at()), kind, configuration)?;
+            Object::lay(&memory.tail_from(part.at()), kind, configuration)?;
         }
         Self::adopt(fd, Parcels::new()?, memory, &mut lock(KNOWN.get()))
     }
@@ -148,7 +163,7 @@ impl Core {
     /// What has arrived in a message, from whomever.
     pub(super) fn open(fd: Fd, parcels: Parcels) -> Result<Self> {
         let memory = Shared::map_first(fd.as_fd(), MAPPED)?;
-        let key = Object::key_at(&memory.from(Part::Items.at()));
+        let key = Object::key_at(&memory.tail_from(Part::Items.at()));
         let identity = sys::fd::identity(fd.as_fd())?;
         let same = |inner: &Arc<Inner>| sys::fd::identity(inner.fd.as_fd()).is_ok_and(|of| of == identity);
         // Held all the while, so that it is not there twice.
@@ -166,7 +181,7 @@ impl Core {
             return Err(Error::Malformed("it is another object than expected"));
         }
         let fd = Arc::new(fd);
-        let part = |part: Part, kind| Object::part(&fd, memory.from(part.at()), kind);
+        let part = |part: Part, kind| Object::part(&fd, memory.tail_from(part.at()), kind);
         let items = part(Part::Items, &ITEMS)?;
         let inner = Arc::new(Inner {
             _kept: Kept::new(fd.as_fd()),
@@ -177,8 +192,8 @@ impl Core {
             room: part(Part::Room, &ROOM)?,
             done: part(Part::Done, &DONE)?,
             items,
-            ring: Ring::new(memory.from(0), LAYOUT),
-            memory: memory.from(0),
+            ring: Ring::new(memory.tail_from(0), LAYOUT),
+            memory: memory.tail_from(0),
             state: AtomicU64::new(0),
             parcels,
             fd,
@@ -238,11 +253,12 @@ impl Core {
 
     /// Closes this process's handle.
     pub(super) fn close(&self) {
-        if self.flags().is_ok() {
-            self.0.state.fetch_or(CLOSED, Ordering::AcqRel);
-            let Inner { items, slots, room, .. } = &*self.0;
-            [items, slots, room].into_iter().for_each(Object::wake_here);
+        if let Err(error) = self.flags() {
+            return tracing::warn!(%error, "a queue that this process cannot use is not closed, either");
         }
+        self.0.state.fetch_or(CLOSED, Ordering::AcqRel);
+        let Inner { items, slots, room, .. } = &*self.0;
+        [items, slots, room].into_iter().for_each(Object::wake_here);
     }
 
     /// Has the end of this process not wait for what waits for room.
@@ -282,19 +298,6 @@ impl Drop for Inner {
     }
 }
 
-const LOOKS: usize = 20;
-
-/// Tries for a little, as those who have a lock mostly have it for less than a microsecond.
-pub(super) fn patient<T>(mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
-    for _ in 0..LOOKS {
-        if let Some(done) = attempt() {
-            return Some(done);
-        }
-        std::thread::yield_now();
-    }
-    attempt()
-}
-
 #[cfg(all(test, multiprocess))]
 mod tests {
     use super::*;
@@ -302,7 +305,7 @@ mod tests {
 
     /// As if so many others as there can be had a part of the queue.
     fn crowd(core: &Core, part: Part) {
-        let words = core.0.memory.from(part.at());
+        let words = core.0.memory.tail_from(part.at());
         for cell in cells::all(&words) {
             let _ = crate::synchronize::protocol::Words::compare_exchange(
                 &words,
@@ -323,7 +326,7 @@ mod tests {
         let core = queue.core();
         crowd(core, Part::Items);
         let fd = core.0.fd.as_fd().try_clone_to_owned().unwrap();
-        let arrives = Core::adopt(fd, Parcels::new().unwrap(), core.0.memory.from(0), &mut Vec::new());
+        let arrives = Core::adopt(fd, Parcels::new().unwrap(), core.0.memory.tail_from(0), &mut Vec::new());
         says_so(&arrives.err().unwrap());
     }
 

@@ -5,7 +5,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::task::coop;
 
-use super::core::{CLOSED, Core, Held, Inner, patient};
+use super::core::{CLOSED, Core, Held, Inner};
 use super::error::GetError;
 use super::item::{Arrived, Parts};
 use super::memory::{CAPACITY, Claimed, Part, SHUT_DOWN, unfinished_from};
@@ -100,7 +100,7 @@ impl Core {
     /// Takes the next item if there is one. Where others have the lock for long there may be none though there
     /// is.
     pub(super) fn try_get(&self, item: &mut Arrived) -> Result<(), GetError> {
-        let held = patient(|| Held::try_take(&self.0.consumers));
+        let held = Held::patient(&self.0.consumers);
         match self.take(item, held, || self.0.items.takes_turn())? {
             Taken::Item => Ok(()),
             Taken::Empty | Taken::Busy => Err(GetError::Empty),

@@ -70,8 +70,8 @@ pub(super) fn ring_from(object: &Object, part: Part) -> Ring<&Shared> {
 
 /// How many items were put and are not done, and how many were left behind by who died.
 pub(super) fn unfinished_from(object: &Object, part: Part, looks: bool) -> (u64, u64) {
-    let slots = object.words().from(Part::Slots.at() - part.at());
-    let done = object.words().from(Part::Done.at() - part.at());
+    let slots = object.words().tail_from(Part::Slots.at() - part.at());
+    let done = object.words().tail_from(Part::Done.at() - part.at());
     let ring = ring_from(object, part);
     unfinished(
         || slots::held(&slots, &Here, looks).waiting,

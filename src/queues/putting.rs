@@ -7,7 +7,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::task::coop;
 
-use super::core::{CLOSED, Core, Held, WAITING, patient};
+use super::core::{CLOSED, Core, Held, WAITING};
 use super::error::PutErrorKind;
 use super::feeder::{self, Line};
 use super::item::Item;
@@ -115,7 +115,7 @@ impl Core {
     /// Offers a large item for a slot that was reserved. It is written ahead of the lock.
     fn offer_large(&self, item: &mut Item) -> Result<Offer, PutErrorKind> {
         let mut extent = self.lay_out(item)?;
-        self.offer(item, Slot::Reserved, &mut extent, self.patient_hold(), false)
+        self.offer(item, Slot::Reserved, &mut extent, Held::patient(&self.0.producers), false)
     }
 
     /// Writes a large item to an extent; `None` if it is not large, or there is none.
@@ -138,10 +138,6 @@ impl Core {
         Ok(extent)
     }
 
-    fn patient_hold(&self) -> Option<Held<'_>> {
-        patient(|| Held::try_take(&self.0.producers))
-    }
-
     /// Puts an item now. Where others have the lock for long it may be full though it is not: of a queue that
     /// takes any number, the item waits with this process's others then.
     pub(super) fn try_put(&self, item: &mut Item, slot: Slot) -> Result<(), PutErrorKind> {
@@ -155,7 +151,7 @@ impl Core {
             return Ok(());
         }
         let mut extent = self.lay_out(item)?;
-        match self.offer(item, slot, &mut extent, self.patient_hold(), true)? {
+        match self.offer(item, slot, &mut extent, Held::patient(&self.0.producers), true)? {
             Offer::Put => Ok(()),
             Offer::Busy if self.design().feeds && (self.design().max == 0 || slot == Slot::Reserved) => {
                 self.wait_in_process(item, slot)
@@ -302,7 +298,7 @@ impl Core {
     }
 
     pub(super) fn try_reserve(&self) -> Result<(), PutErrorKind> {
-        match self.reserve_now(patient(|| Held::try_take(&self.0.producers)), true)? {
+        match self.reserve_now(Held::patient(&self.0.producers), true)? {
             Offer::Put => Ok(()),
             _ => Err(PutErrorKind::Full),
         }
@@ -393,7 +389,7 @@ impl Core {
             extent.write(0, item.body())?;
         }
         if held.is_none() {
-            *held = self.patient_hold();
+            *held = Held::patient(&self.0.producers);
         }
         if held.is_none() {
             return Ok(Fed::Busy);

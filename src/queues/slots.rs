@@ -15,7 +15,7 @@
 
 use std::sync::atomic::Ordering;
 
-use crate::synchronize::protocol::{Cell, Identity, STATE, Words, World, cells};
+use crate::synchronize::protocol::{Cell, STATE, Words, World, cells};
 
 const BITS: usize = 64;
 
@@ -97,11 +97,7 @@ pub(super) fn held_with_lock(words: &impl Words, world: &impl World, looks: bool
 }
 
 fn is_dead(words: &impl Words, world: &impl World, cell: Cell) -> bool {
-    match cells::owner(words, cell) {
-        None => true,
-        Some(Identity(0)) => true,
-        Some(owner) => world.is_dead(owner),
-    }
+    cells::owner(words, cell).is_none_or(|owner| world.is_dead(owner))
 }
 
 fn announced(words: &impl Words) -> impl Iterator<Item = Cell> {

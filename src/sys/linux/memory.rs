@@ -240,7 +240,7 @@ impl Shared {
     ///
     /// # Panics
     /// If it ends before that.
-    pub(crate) fn from(&self, offset: usize) -> Self {
+    pub(crate) fn tail_from(&self, offset: usize) -> Self {
         let start = self.range(offset, 0);
         Self { start, len: self.len - offset, _mapping: self._mapping.clone() }
     }

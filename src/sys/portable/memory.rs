@@ -54,7 +54,7 @@ impl Shared {
     pub(crate) fn map_first(_: BorrowedFd<'_>, _: usize) -> io::Result<Self> {
         unsupported()
     }
-    pub(crate) fn from(&self, _: usize) -> Self {
+    pub(crate) fn tail_from(&self, _: usize) -> Self {
         Self(AtomicU64::new(0))
     }
     pub(crate) fn len(&self) -> usize {
