@@ -130,6 +130,11 @@ impl Error {
         matches!(self, Self::Closed(_) | Self::Task(TaskError::NotStarted(NotStarted::Closed)))
     }
 
+    /// A queue was shut down: nothing is put any more, or all is got.
+    pub fn is_shut_down(&self) -> bool {
+        matches!(self, Self::ShutDown)
+    }
+
     /// For an interface that knows these alone.
     pub(crate) fn into_io(self) -> io::Error {
         match self {

@@ -50,6 +50,34 @@ fn a_closed_one_neither_takes_nor_gives() {
     });
 }
 
+#[test]
+fn all_ways_to_put_and_its_end() {
+    run(60, async {
+        let queue = SimpleQueue::new().unwrap();
+        let mut put = 0u8;
+        while queue.try_put(vec![put; 100_000]).is_ok() {
+            put += 1;
+        }
+        assert!(put >= 9 && queue.len() == usize::from(put));
+        let late = queue.put_timeout(vec![put; 100_000], Duration::from_millis(1)).await.unwrap_err();
+        assert!(late.is_full() && !late.is_closed() && !late.is_shut_down());
+        assert_eq!(queue.get().await.unwrap(), vec![0; 100_000]);
+        queue.put_timeout(late.item, SOON).await.unwrap();
+        assert!(!queue.is_shut_down());
+        queue.shutdown().unwrap();
+        assert!(queue.is_shut_down() && !queue.is_closed());
+        let error = queue.try_put(vec![]).unwrap_err();
+        assert!(error.is_shut_down() && mp::Error::from(error).is_shut_down());
+        for number in 1..=put {
+            assert_eq!(queue.try_get().unwrap(), vec![number; 100_000]);
+        }
+        let error = queue.try_get().unwrap_err();
+        assert!(error.is_shut_down() && !error.is_closed() && !error.is_empty());
+        queue.close();
+        assert!(queue.is_closed() && queue.get().await.unwrap_err().is_closed());
+    });
+}
+
 /// What is put is out of its process's hands, and who finds no room waits for it.
 #[test]
 fn what_was_put_outlives_who_put_it() {

@@ -6,6 +6,7 @@ use crate::error::Error;
 use crate::reduction::CodecError;
 
 /// An item that was not put, and why. It is as it was, with all its handles.
+#[non_exhaustive]
 pub struct PutError<T> {
     /// The item.
     pub item: T,
@@ -60,6 +61,7 @@ pub enum GetError {
 }
 
 /// Why a [`QueueSink`](super::QueueSink) does not take items, and the one that it was just given.
+#[non_exhaustive]
 pub struct SinkError<T> {
     /// The item, as it was, if it was not put; `None` if there was no slot to put any into.
     pub item: Option<T>,
@@ -74,10 +76,32 @@ impl<T> PutError<T> {
     }
 }
 
+impl PutErrorKind {
+    /// This process has closed its handle.
+    pub fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed)
+    }
+
+    /// The queue was shut down.
+    pub fn is_shut_down(&self) -> bool {
+        matches!(self, Self::ShutDown)
+    }
+}
+
 impl GetError {
     /// There is no item.
     pub fn is_empty(&self) -> bool {
         matches!(self, Self::Empty)
+    }
+
+    /// This process has closed its handle.
+    pub fn is_closed(&self) -> bool {
+        matches!(self, Self::Closed)
+    }
+
+    /// The queue was shut down, and all is got.
+    pub fn is_shut_down(&self) -> bool {
+        matches!(self, Self::ShutDown)
     }
 }
 
@@ -90,6 +114,18 @@ impl<T> From<PutError<T>> for SinkError<T> {
 /// They tell of the kind, also if the item has no forms of its own.
 macro_rules! tells_of_kind {
     ($($error:ident),*) => {$(
+        impl<T> $error<T> {
+            /// This process has closed its handle.
+            pub fn is_closed(&self) -> bool {
+                self.kind.is_closed()
+            }
+
+            /// The queue was shut down.
+            pub fn is_shut_down(&self) -> bool {
+                self.kind.is_shut_down()
+            }
+        }
+
         impl<T> fmt::Debug for $error<T> {
             fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.debug_struct(stringify!($error)).field("kind", &self.kind).finish_non_exhaustive()

@@ -25,10 +25,13 @@ use crate::synchronize::wait::within;
 /// use tokio_multiprocess as mp;
 ///
 /// async fn square(numbers: mp::Queue<u64>, squares: mp::Queue<u64>) -> mp::Result<()> {
-///     while let Ok(number) = numbers.get().await {
-///         squares.put(number * number).await?;
+///     loop {
+///         match numbers.get().await {
+///             Ok(number) => squares.put(number * number).await?,
+///             Err(mp::GetError::ShutDown) => return Ok(()),
+///             Err(error) => return Err(error.into()),
+///         }
 ///     }
-///     Ok(())
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> mp::Result<()> {
@@ -47,7 +50,8 @@ use crate::synchronize::wait::within;
 /// # What dies, and what does not
 ///
 /// A process that is killed at whatever instant takes along what it had in hand: the items that it got, those
-/// that [wait](Self::flush) in it for room, and at most one that it was just putting or getting. Everything else
+/// that [wait](Self::flush) in it for room, and at most one for each task or thread that was just putting or getting.
+/// Everything else
 /// is got once, whole, and in the order in which its process put it. Nobody waits for a dead one. A process that
 /// is *stopped* within a put or a get, which takes less than a microsecond for a small item, holds up those
 /// that put, or those that get, until it goes on or is killed.
@@ -58,7 +62,8 @@ use crate::synchronize::wait::within;
 /// a slot. The items lie in shared memory of 1 MiB, and larger ones beside it; if a queue takes more items than
 /// have room there, the others wait in the process that put them, and a feeder task moves them when there is
 /// room. When a process ends in the regular way, it stays until its items are moved (see
-/// [`cancel_join_feeder`](Self::cancel_join_feeder)), as long as any other process has the queue.
+/// [`cancel_join_feeder`](Self::cancel_join_feeder)), as long as any other process has the queue, or it has a child that
+/// is no daemon, which may be given the queue yet, and a second more.
 ///
 /// An item is written and read back in the poll that puts or gets it, at about 1 ms for 1 MiB: send large bytes as a
 /// [`Blob`](crate::Blob), of which nothing is copied.
@@ -77,7 +82,8 @@ impl<T> Queue<T> {
     ///
     /// # Errors
     /// When there are no descriptors or no memory left, if `max` is over 4,294,967,295, and on platforms without
-    /// processes.
+    /// processes. Where files are limited to less than 4.1 TiB (`ulimit -f`) there are no queues, and this fails by
+    /// `EFBIG`: a queue's memory is a sparse file of that length, of which only what is used takes memory.
     pub fn new(max: usize) -> Result<Self> {
         Self::with(max, false, true)
     }
@@ -143,6 +149,11 @@ impl<T> Queue<T> {
         self.core.close();
     }
 
+    /// Whether this process has closed its handle.
+    pub fn is_closed(&self) -> bool {
+        self.core.is_closed()
+    }
+
     /// Waits until nothing that this process has put by now waits here for room any more: from then on it survives
     /// this process's death.
     ///
@@ -195,6 +206,11 @@ impl<T> Queue<T> {
     pub fn shutdown(&self) -> Result<()> {
         self.core.shut_down();
         Ok(())
+    }
+
+    /// Whether it was shut down, by whichever process. What was put before may still be there.
+    pub fn is_shut_down(&self) -> bool {
+        self.core.is_shut_down()
     }
 
     /// Reserves a slot, once there is one: what is put by the permit does not wait.

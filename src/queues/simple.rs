@@ -13,8 +13,8 @@ use crate::reduction::Message;
 /// A queue without a feeder: what is put is in shared memory when `put` returns, and survives the death of who
 /// has put it. Python's `SimpleQueue`.
 ///
-/// It takes as many items as have room in 1 MiB, and waits for room; larger items lie beside that. All else is as
-/// for a [`Queue`].
+/// It takes as many items as have room in 1 MiB, and waits for room; larger items lie beside that. What it
+/// can do is as with a [`Queue`].
 #[derive(Serialize)]
 #[serde(transparent, bound = "")]
 pub struct SimpleQueue<T> {
@@ -34,6 +34,11 @@ impl<T> SimpleQueue<T> {
         &self.queue
     }
 
+    /// How many items were put and not got: see [`Queue::len`].
+    pub fn len(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Whether there is no item.
     #[doc(alias = "empty")]
     pub fn is_empty(&self) -> bool {
@@ -43,6 +48,24 @@ impl<T> SimpleQueue<T> {
     /// Closes this process's handle: see [`Queue::close`].
     pub fn close(&self) {
         self.queue.close();
+    }
+
+    /// Whether this process has closed its handle.
+    pub fn is_closed(&self) -> bool {
+        self.queue.is_closed()
+    }
+
+    /// Has nothing put any more, by whichever process: see [`Queue::shutdown`].
+    ///
+    /// # Errors
+    /// As those of [`Queue::shutdown`].
+    pub fn shutdown(&self) -> Result<()> {
+        self.queue.shutdown()
+    }
+
+    /// Whether it was shut down, by whichever process: see [`Queue::is_shut_down`].
+    pub fn is_shut_down(&self) -> bool {
+        self.queue.is_shut_down()
     }
 }
 
@@ -59,6 +82,31 @@ impl<T: Message> SimpleQueue<T> {
     /// As [`Queue::put`] does.
     pub async fn put(&self, item: T) -> Result<(), PutError<T>> {
         self.queue.put(item).await
+    }
+
+    /// Puts an item, if there is room within so long: see [`Queue::put_timeout`].
+    ///
+    /// # Errors
+    /// As those of [`Queue::put_timeout`].
+    ///
+    /// # Cancel safety
+    /// As that of [`Queue::put`].
+    ///
+    /// # Panics
+    /// As [`Queue::put`] does.
+    pub async fn put_timeout(&self, item: T, time: Duration) -> Result<(), PutError<T>> {
+        self.queue.put_timeout(item, time).await
+    }
+
+    /// Puts an item if there is room: see [`Queue::try_put`].
+    ///
+    /// # Errors
+    /// [`PutErrorKind::Full`](super::PutErrorKind::Full) if there is none, and as those of [`Queue::try_put`].
+    ///
+    /// # Panics
+    /// As [`Queue::try_put`] does.
+    pub fn try_put(&self, item: T) -> Result<(), PutError<T>> {
+        self.queue.try_put(item)
     }
 
     /// Gets the next item, once there is one: see [`Queue::get`].

@@ -14,6 +14,7 @@ use super::item::Arrived;
 use super::putting::Slot;
 use super::queue::Queue;
 use super::simple::SimpleQueue;
+use crate::error::Error;
 use crate::reduction::Message;
 use crate::synchronize::wait::Sleeper;
 use crate::sys::per_process::process_token;
@@ -21,7 +22,8 @@ use crate::sys::per_process::process_token;
 /// The items of a queue that this gets, one after the other: see [`Queue::stream`].
 ///
 /// It ends once the queue was shut down and all is got, or this process has closed it. An item that cannot be
-/// decoded is an error, and the next one follows; so it may be after each other error.
+/// decoded is an error, and the next one follows; so it may be after each other error but
+/// [`Malformed`](crate::Error::Malformed), somebody having written over the queue's memory: that is the last.
 ///
 /// It takes an item when it gives it, and none ahead. So it may be dropped at any time, or be asked by turns with
 /// others, and nothing is lost. What is kept for later by an adaptor, such as `buffered` or `peekable`, is that
@@ -60,7 +62,13 @@ impl<T: Message> Stream for QueueStream<T> {
                 (*queue, *item) = (None, None);
                 None
             }
-            Err(error) => Some(Err(error)),
+            Err(error) => {
+                // It may be so for ever, and who skips errors would not come to rest.
+                if let GetError::Failed(Error::Malformed(_)) = error {
+                    (*queue, *item) = (None, None);
+                }
+                Some(Err(error))
+            }
         })
     }
 }
