@@ -17,11 +17,12 @@ use crate::error::Result;
 /// use tokio_multiprocess as mp;
 ///
 /// async fn work(tasks: mp::JoinableQueue<u64>) -> mp::Result<()> {
-///     while let Ok(task) = tasks.get().await {
+///     // Until it ends with the program, as a daemon does.
+///     loop {
+///         let task = tasks.get().await?;
 ///         println!("{task} is done");
 ///         tasks.task_done()?;
 ///     }
-///     Ok(())
 /// }
 ///
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> mp::Result<()> {
