@@ -67,6 +67,11 @@ impl Scene {
         let process = self.process(number, fate);
         thread::spawn(move || process.actor.act(|_| act(&process)).is_none())
     }
+
+    /// How many items a process has taken and not acknowledged.
+    fn taken_by(&self, who: u64) -> u64 {
+        self.book.lock().unwrap().takers.iter().filter(|taker| **taker == who).count() as u64
+    }
 }
 
 impl Process {
@@ -97,10 +102,10 @@ impl Process {
         let is_free = slots::held_with_lock(&self.actor, &self.actor, true).all() == 0;
         if is_free {
             slots::update(&self.actor, self.cell, |held| slots::Held { reserved: held.reserved + 1, ..held });
-            let mut book = self.book();
-            book.holders.retain(|holder| !self.actor.is_dead(Identity(*holder)));
-            assert!(book.holders.is_empty(), "there is one slot");
-            book.holders.push(self.number());
+            let others = self.book().holders.clone();
+            let is_dead = |holder: &u64| self.actor.is_dead(Identity(*holder));
+            assert!(others.iter().all(is_dead), "there is one slot");
+            self.book().holders.push(self.number());
         }
         self.unlock();
         is_free
@@ -166,8 +171,9 @@ const RESERVE_AND_PUT: fn(&Process) = |process| {
 fn two_reserve(fate: Fate) -> bool {
     let scene = Scene::new();
     let mortal = scene.spawn(1, fate, RESERVE_AND_PUT);
-    RESERVE_AND_PUT(&scene.process(2, Fate::Lives));
+    let other = scene.spawn(2, Fate::Lives, RESERVE_AND_PUT);
     let ended = mortal.join().unwrap();
+    other.join().unwrap();
     let last = scene.process(LAST, Fate::Lives);
     match fate {
         // It has what it has, and the lock perhaps.
@@ -200,25 +206,25 @@ const TAKE_AND_ACKNOWLEDGE: fn(&Process) = |process| {
 fn two_take(fate: Fate) -> bool {
     let scene = Scene::new();
     let mortal = scene.spawn(1, fate, TAKE_AND_ACKNOWLEDGE);
-    let other = scene.process(2, Fate::Lives);
-    let has_taken = other.take();
+    let other = scene.spawn(2, Fate::Lives, Process::take);
     let ended = mortal.join().unwrap();
+    other.join().unwrap();
+    let [left, taken] = [1, 2].map(|who| scene.taken_by(who));
     let last = scene.process(LAST, Fate::Lives);
-    let left = scene.book.lock().unwrap().takers.iter().filter(|taker| **taker == 1).count() as u64;
     let stands = |taken| assert_eq!(last.standing(true), acks::Standing { taken, left });
-    stands(u64::from(has_taken));
+    stands(taken);
     // Also if its cell is another's, and after the next item.
     let head = last.actor.load(HEAD, Ordering::Relaxed);
     if ended {
         last.actor.store(Cell(0).identity(), LAST, Ordering::SeqCst);
         acks::claimed(&last.actor, Cell(0), head);
-        stands(u64::from(has_taken));
+        stands(taken);
     }
     assert!(last.take());
-    stands(u64::from(has_taken) + 1);
+    stands(taken + 1);
     last.acknowledge();
-    if has_taken {
-        other.acknowledge();
+    if taken > 0 {
+        scene.process(2, Fate::Lives).acknowledge();
     }
     stands(0);
     ended
@@ -229,14 +235,18 @@ fn what_was_taken_is_counted_once_as_taken_or_left() {
     each_death(2, two_take);
 }
 
-/// Somebody asks meanwhile, and a third one claims the cell of the dead one.
+/// Somebody who asks meanwhile.
+const ASK: fn(&Process) = |process| {
+    if process.unfinished(1) == 0 {
+        assert!(process.book().takers.is_empty());
+    }
+};
+
 fn one_takes_and_one_asks(fate: Fate) -> bool {
     let scene = Scene::new();
+    let asks = scene.spawn(2, Fate::Lives, ASK);
     let mortal = scene.spawn(1, fate, TAKE_AND_ACKNOWLEDGE);
-    let asks = scene.process(2, Fate::Lives);
-    if asks.unfinished(1) == 0 {
-        assert!(scene.book.lock().unwrap().takers.is_empty());
-    }
+    asks.join().unwrap();
     mortal.join().unwrap()
 }
 
@@ -252,14 +262,16 @@ fn a_cell_is_claimed(fate: Fate) -> bool {
     // It has died with the count to be made.
     dead.actor.store(dead.cell.count(), 0, Ordering::SeqCst);
     let next = scene.spawn(2, fate, Process::take);
-    let claims = scene.process(3, Fate::Lives);
-    claims.actor.store(dead.cell.identity(), 3, Ordering::SeqCst);
-    let head = claims.actor.load(HEAD, Ordering::Acquire);
-    acks::claimed(&claims.actor, dead.cell, head);
+    let claims = scene.spawn(3, Fate::Lives, |process| {
+        process.actor.store(Cell(0).identity(), 3, Ordering::SeqCst);
+        let head = process.actor.load(HEAD, Ordering::Acquire);
+        acks::claimed(&process.actor, Cell(0), head);
+    });
     let ended = next.join().unwrap();
-    let takers = scene.book.lock().unwrap().takers.iter().filter(|taker| **taker == 2).count() as u64;
-    let (taken, left) = if ended { (0, 1 + takers) } else { (takers, 1) };
-    assert_eq!(claims.standing(true), acks::Standing { taken, left });
+    claims.join().unwrap();
+    let by_next = scene.taken_by(2);
+    let (taken, left) = if ended { (0, 1 + by_next) } else { (by_next, 1) };
+    assert_eq!(scene.process(LAST, Fate::Lives).standing(true), acks::Standing { taken, left });
     ended
 }
 

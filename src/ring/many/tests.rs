@@ -189,11 +189,14 @@ fn what_a_consumer_has_not_taken_others_get_whatever_it_died_at() {
 fn a_producer_stops(fate: Fate) -> bool {
     let scene = Scene::new();
     let stopped = scene.spawn(1, fate, PUT[0]);
-    let other = scene.process(2, Fate::Lives);
     // The other side goes on, without it.
-    assert!(other.get());
+    let other = scene.spawn(2, Fate::Lives, |process| {
+        assert!(process.get());
+        true
+    });
+    other.join().unwrap();
     let stopped = stopped.join().unwrap();
-    while other.get() {}
+    while scene.process(LAST, Fate::Lives).get() {}
     let book = scene.book.lock().unwrap();
     assert_eq!(book.put, book.got);
     stopped
@@ -209,10 +212,9 @@ fn who_gets_goes_on_while_one_that_puts_is_stopped() {
 fn what_two_put_two_get() {
     crate::synchronize::protocol::model::explore(1, || {
         let scene = Scene::new();
-        let acts = [PUT[0], PUT[1], GET];
+        let acts = [PUT[0], PUT[1], GET, GET];
         let others: Vec<_> =
             (1..).zip(acts).map(|(number, act)| scene.spawn(number, Fate::Lives, act)).collect();
-        scene.process(4, Fate::Lives).get();
         for other in others {
             other.join().unwrap();
         }
