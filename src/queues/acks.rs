@@ -77,6 +77,11 @@ pub(super) fn claimed(words: &impl Words, cell: Cell, head: u64) {
     });
 }
 
+/// Whether no more can be counted for a process: it has taken as many as can be, and acknowledged none.
+pub(super) fn is_full(words: &impl Words, cell: Cell) -> bool {
+    Count::of(words.load(cell.count(), Ordering::Relaxed)).taken >= TAKEN
+}
+
 /// Whether a process has taken something that it has not acknowledged.
 pub(super) fn holds(words: &impl Words, cell: Cell) -> bool {
     Count::of(words.load(cell.count(), Ordering::Acquire)).taken > 0

@@ -130,7 +130,7 @@ impl Core {
             return if self.is_over() { Err(GetError::ShutDown) } else { Ok(Taken::Empty) };
         };
         // Before anything is taken, as there may be no cell.
-        let acknowledges = if self.design().joinable { Some(self.0.done.cell()?) } else { None };
+        let acknowledges = if self.design().joinable { Some(self.acknowledging_cell()?) } else { None };
         item.bytes.clear();
         ring.copy_out(&front, &mut item.bytes);
         if front.flags != 0 {
@@ -141,6 +141,17 @@ impl Core {
         item.body_at = 0;
         self.ring_after_get(false);
         Ok(Taken::Item)
+    }
+
+    /// Where this process's item is counted.
+    fn acknowledging_cell(&self) -> Result<Cell> {
+        let cell = self.0.done.cell()?;
+        if acks::is_full(self.0.done.words(), cell) {
+            return Err(Error::invalid(
+                "this process has got 16,777,215 items and acknowledged none of them",
+            ));
+        }
+        Ok(cell)
     }
 
     /// The item is this process's from here on. With the consumers' lock.

@@ -37,7 +37,8 @@ use crate::error::Result;
 ///
 /// What a process has got and not acknowledged when it dies counts as done, since nobody else could do it;
 /// [`join`](Self::join) says how many these were. If [`get`](Queue::get) gives an error there is nothing to
-/// acknowledge, also if the item is gone by that.
+/// acknowledge, also if the item is gone by that. A process that has got 16,777,215 items and acknowledged none
+/// of them gets no more.
 #[derive(Serialize)]
 #[serde(transparent, bound = "")]
 pub struct JoinableQueue<T> {
