@@ -140,7 +140,7 @@ fn put_all(shared: Shared, multi: bool, seed: u64) {
         for task in tasks.collect::<Vec<_>>() {
             task.await.unwrap();
         }
-        shared.queue.flush().await;
+        shared.queue.flush().await.unwrap();
     });
 }
 

@@ -394,7 +394,7 @@ async fn assert_all_is_as_it_was(shared: &Shared, lost: RangeInclusive<u64>) {
     for _ in 0..large {
         queue.try_put(item(LARGE)).unwrap();
     }
-    tokio::time::timeout(PATIENCE, queue.flush()).await.expect("the dead have no extents");
+    tokio::time::timeout(PATIENCE, queue.flush()).await.expect("the dead have no extents").unwrap();
     for _ in 0..large {
         assert_eq!(queue.get_timeout(PATIENCE).await.unwrap().body.len(), LARGE);
     }
