@@ -241,9 +241,11 @@ impl Core {
         }
         // Who counts an item without the lock looks whether it was shut down after that.
         self.0.slots.words().fence();
-        // Who has the lock may have come before that, and put something yet; who comes later does not.
-        let Some(_held) = Held::try_take(&self.0.producers) else { return false };
-        slots::held(self.0.slots.words(), &Here, true).all() == 0 && self.0.ring.items() == 0
+        // Who has the lock may have come before that, and put something yet; who comes later does not. It is not
+        // taken for that: to give it back would call wakers, and this is asked under locks.
+        self.0.producers.is_idle()
+            && slots::held(self.0.slots.words(), &Here, true).all() == 0
+            && self.0.ring.items() == 0
     }
 
     /// After something is held no more: who gets may have waited for that alone.

@@ -193,6 +193,12 @@ impl Lock {
         owner::holder(self.object.words()).is_some()
     }
 
+    /// Whether nobody who lives has it.
+    pub(crate) fn is_idle(&self) -> bool {
+        let holder = owner::holder(self.object.words());
+        holder.is_none_or(|owner| owner != UNNAMED && Here.is_dead(owner))
+    }
+
     /// What another kind of lock is made of.
     pub(crate) fn of(object: Object) -> Self {
         Self { object }
