@@ -25,7 +25,7 @@ const EXPECTED: u64 = 37_550_402_023;
 const SLOTS: usize = 100;
 
 fn is_prime(n: u64) -> bool {
-    n > 1 && (2..).take_while(|d| d * d <= n).all(|d| n % d != 0)
+    n > 1 && (2..).take_while(|d| d * d <= n).all(|d| !n.is_multiple_of(d))
 }
 
 async fn produce(jobs: mp::JoinableQueue<u64>, first: u64) -> mp::Result<()> {

@@ -637,6 +637,6 @@ fn what_waits_can_be_flushed_on_any_runtime() {
             assert_eq!(queue.get().await.unwrap(), vec![number; 200_000]);
         }
     };
-    current_thread().block_on(async { tokio::join!(queue.flush(), get) });
+    current_thread().block_on(async { tokio::join!(queue.flush(), get) }).0.unwrap();
     assert!(queue.is_empty());
 }
