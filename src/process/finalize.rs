@@ -139,7 +139,8 @@ mod tests {
                             let priority = (number * 7919 + maker) % 11;
                             // What it does may make and cancel others.
                             let finalizer = Finalize::new(priority as i32, move || {
-                                assert!(Finalize::new(0, || ()).cancel());
+                                // Or somebody else was faster, and has run it.
+                                Finalize::new(0, || ()).cancel();
                                 count();
                             });
                             match number % 3 {
