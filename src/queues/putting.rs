@@ -2,9 +2,11 @@
 
 use std::collections::VecDeque;
 use std::sync::Mutex;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
+use tokio::runtime::Handle;
 use tokio::task::coop;
 
 use super::core::{CLOSED, Core, Held, WAITING};
@@ -15,7 +17,7 @@ use super::memory::{Extent, WHOLE};
 use super::slots;
 use crate::error::Result;
 use crate::synchronize::protocol::{Here, Words};
-use crate::synchronize::wait::{Sleeper, proceed, sleep};
+use crate::synchronize::wait::{Sleeper, proceed, sleep, within};
 use crate::sys::fd::is_exhausted;
 use crate::sys::memory;
 use crate::sys::socket::is_full;
@@ -32,6 +34,23 @@ pub(super) enum Offer {
     /// There is a slot, and no room; only where nothing waits in its process.
     NoRoom,
 }
+
+/// How an item is offered.
+#[derive(Clone, Copy)]
+struct Manner {
+    /// Looks who is dead before it says that there is no slot.
+    looks: bool,
+    /// Leaves the item in this process if there is no room, if that is what the queue does.
+    leaves: bool,
+}
+
+impl Manner {
+    const LEAVES: Self = Self { looks: false, leaves: true };
+}
+
+/// How long who puts waits for room before the item waits without him. Half of the ring is mostly free again before
+/// that, if anybody gets: so who is faster than that one does not leave ever more behind.
+const PATIENCE: Duration = Duration::from_millis(5);
 
 /// For what slot an item is put.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -60,7 +79,17 @@ impl Core {
             return self.put_large(item).await;
         }
         proceed().await;
-        let offer = |item: &mut Item, held, looks| self.offer(item, Slot::Free, &mut None, held, looks);
+        // Where nobody could wake it, it waits for nothing.
+        let leaves = AtomicBool::new(self.design().feeds && Handle::try_current().is_err());
+        let offer = |item: &mut Item, held, looks| {
+            self.offer(
+                item,
+                Slot::Free,
+                &mut None,
+                held,
+                Manner { looks, leaves: leaves.load(Ordering::Relaxed) },
+            )
+        };
         let mut offered = offer(item, Held::spin(&self.0.producers), false);
         loop {
             offered = match offered? {
@@ -75,11 +104,20 @@ impl Core {
                     .await?
                 }
                 Offer::NoRoom => {
-                    sleep(&self.0.room, |_| {
+                    let wait = sleep(&self.0.room, |_| {
                         let offered = offer(item, Held::spin(&self.0.producers), false);
                         (!matches!(offered, Ok(Offer::NoRoom))).then_some(offered)
-                    })
-                    .await?
+                    });
+                    if self.design().feeds {
+                        // Also if it cannot be woken, for want of descriptors.
+                        let offered = within(PATIENCE, wait).await.ok().flatten();
+                        offered.unwrap_or_else(|| {
+                            leaves.store(true, Ordering::Relaxed);
+                            Ok(Offer::Busy)
+                        })
+                    } else {
+                        wait.await?
+                    }
                 }
             };
         }
@@ -115,7 +153,7 @@ impl Core {
     /// Offers a large item for a slot that was reserved. It is written ahead of the lock.
     fn offer_large(&self, item: &mut Item) -> Result<Offer, PutErrorKind> {
         let mut extent = self.lay_out(item)?;
-        self.offer(item, Slot::Reserved, &mut extent, Held::patient(&self.0.producers), false)
+        self.offer(item, Slot::Reserved, &mut extent, Held::patient(&self.0.producers), Manner::LEAVES)
     }
 
     /// Writes a large item to an extent; `None` if it is not large, or there is none.
@@ -151,7 +189,8 @@ impl Core {
             return Ok(());
         }
         let mut extent = self.lay_out(item)?;
-        match self.offer(item, slot, &mut extent, Held::patient(&self.0.producers), true)? {
+        let manner = Manner { looks: true, ..Manner::LEAVES };
+        match self.offer(item, slot, &mut extent, Held::patient(&self.0.producers), manner)? {
             Offer::Put => Ok(()),
             Offer::Busy if self.design().feeds && (self.design().max == 0 || slot == Slot::Reserved) => {
                 self.wait_in_process(item, slot)
@@ -166,7 +205,7 @@ impl Core {
         slot: Slot,
         extent: &mut Option<Extent<'_>>,
         held: Option<Held<'_>>,
-        looks: bool,
+        manner: Manner,
     ) -> Result<Offer, PutErrorKind> {
         let flags = self.flags()?;
         if flags & CLOSED != 0 {
@@ -177,7 +216,7 @@ impl Core {
         if self.is_shut_down() {
             return Err(PutErrorKind::ShutDown);
         }
-        if slot == Slot::Free && !self.has_slot(looks) {
+        if slot == Slot::Free && !self.has_slot(manner.looks) {
             return Ok(Offer::Full);
         }
         if flags & WAITING == 0 && self.publish(item, extent)? {
@@ -186,7 +225,8 @@ impl Core {
             self.0.items.call_one();
             return Ok(Offer::Put);
         }
-        if !self.design().feeds {
+        // Behind those that wait already it waits as well.
+        if !self.design().feeds || !manner.leaves && flags & WAITING == 0 {
             return Ok(Offer::NoRoom);
         }
         // With the lock, under which there was a slot for it.
