@@ -15,8 +15,8 @@ use std::time::Duration;
 
 use futures::{FutureExt, SinkExt, StreamExt};
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::socket::{setsockopt, sockopt};
+use support::limits::limited;
 use support::{alone, current_thread, guard, multi_thread, run, watchdog};
 use tokio_multiprocess as mp;
 use tokio_multiprocess::reduction::{Codec, MessagePack};
@@ -575,22 +575,6 @@ fn what_was_fed_and_cannot_travel_is_told_of_once() {
             assert_eq!(other.recv::<i32>().await.unwrap(), 2);
         }
     });
-}
-
-/// Allows for no descriptors beyond those that are open and `more`, until it is dropped.
-struct Limited(u64, u64);
-
-fn limited(more: u64) -> Limited {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    let next = std::fs::File::open("/dev/null").unwrap().as_raw_fd() as u64;
-    setrlimit(Resource::RLIMIT_NOFILE, next + more, hard).unwrap();
-    Limited(soft, hard)
-}
-
-impl Drop for Limited {
-    fn drop(&mut self) {
-        setrlimit(Resource::RLIMIT_NOFILE, self.0, self.1).unwrap();
-    }
 }
 
 #[test]

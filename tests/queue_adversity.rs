@@ -5,33 +5,18 @@
 
 mod support;
 
-use std::os::fd::AsRawFd;
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
 use mp::Queue;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use serde::{Deserialize, Serialize};
+use support::limits::limited;
 use support::process::{Call, Meeting};
 use support::{guard_with, multi_thread, run, run_each};
 use tokio_multiprocess as mp;
 
 const SOON: Duration = Duration::from_secs(5);
-
-struct Limited(u64, u64);
-
-fn limited(more: u64) -> Limited {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    let next = std::fs::File::open("/dev/null").unwrap().as_raw_fd() as u64;
-    setrlimit(Resource::RLIMIT_NOFILE, next + more, hard).unwrap();
-    Limited(soft, hard)
-}
-
-impl Drop for Limited {
-    fn drop(&mut self) {
-        setrlimit(Resource::RLIMIT_NOFILE, self.0, self.1).unwrap();
-    }
-}
 
 /// What was put is not lost because the feeder cannot sleep for want of descriptors.
 #[test]

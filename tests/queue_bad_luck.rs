@@ -6,15 +6,14 @@
 mod support;
 
 use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
 use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use mp::{GetError, PutErrorKind, Queue};
-use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
+use support::limits::limited;
 use support::process::{Call, Meeting, Stat};
 use support::{eventually, guard_with, kill_9, multi_thread, run, run_each};
 use tokio_multiprocess as mp;
@@ -249,22 +248,6 @@ fn a_copy_of_this_process_has_the_queue_and_not_what_waits_here() {
         }
         assert!(STATIC.is_empty());
     });
-}
-
-/// Allows for no descriptors beyond those that are open and `more`, until it is dropped.
-struct Limited(u64, u64);
-
-fn limited(more: u64) -> Limited {
-    let (soft, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
-    let next = std::fs::File::open("/dev/null").unwrap().as_raw_fd() as u64;
-    setrlimit(Resource::RLIMIT_NOFILE, next + more, hard).unwrap();
-    Limited(soft, hard)
-}
-
-impl Drop for Limited {
-    fn drop(&mut self) {
-        setrlimit(Resource::RLIMIT_NOFILE, self.0, self.1).unwrap();
-    }
 }
 
 #[test]

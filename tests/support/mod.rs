@@ -5,6 +5,7 @@
 #![allow(unsafe_code, reason = "to fork among libtest's threads has to be vouched for")]
 
 pub(crate) mod connection;
+pub(crate) mod limits;
 pub(crate) mod process;
 pub(crate) mod python;
 pub(crate) mod scenario;

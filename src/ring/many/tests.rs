@@ -152,10 +152,12 @@ impl Scene {
 const PUT: [Act; 2] = [|process| process.put(3), |process| process.put(4)];
 const GET: Act = Process::get;
 
-fn a_producer_dies(fate: Fate) -> bool {
+/// One dies at what it does, beside two that live.
+fn one_dies(fate: Fate, act: Act, others: [Act; 2]) -> bool {
     let scene = Scene::new();
-    let mortal = scene.spawn(1, fate, PUT[0]);
-    let others = [scene.spawn(2, Fate::Lives, PUT[1]), scene.spawn(3, Fate::Lives, GET)];
+    let mortal = scene.spawn(1, fate, act);
+    let [two, three] = others;
+    let others = [scene.spawn(2, Fate::Lives, two), scene.spawn(3, Fate::Lives, three)];
     let ended = mortal.join().unwrap();
     for other in others {
         other.join().unwrap();
@@ -166,24 +168,12 @@ fn a_producer_dies(fate: Fate) -> bool {
 
 #[test]
 fn what_a_producer_has_put_is_got_whatever_it_died_at() {
-    each_death(1, a_producer_dies);
-}
-
-fn a_consumer_dies(fate: Fate) -> bool {
-    let scene = Scene::new();
-    let mortal = scene.spawn(1, fate, GET);
-    let others = [scene.spawn(2, Fate::Lives, GET), scene.spawn(3, Fate::Lives, PUT[0])];
-    let ended = mortal.join().unwrap();
-    for other in others {
-        other.join().unwrap();
-    }
-    scene.assert_sound();
-    ended
+    each_death(1, |fate| one_dies(fate, PUT[0], [PUT[1], GET]));
 }
 
 #[test]
 fn what_a_consumer_has_not_taken_others_get_whatever_it_died_at() {
-    each_death(1, a_consumer_dies);
+    each_death(1, |fate| one_dies(fate, GET, [GET, PUT[0]]));
 }
 
 fn a_producer_stops(fate: Fate) -> bool {
