@@ -68,8 +68,8 @@ fn the_end_of_a_process_without_descriptors_waits_until_all_is_moved() {
 /// One runtime that is not driven does not hold up what others put.
 #[test]
 fn a_runtime_that_is_not_driven_holds_up_nobody_elses_items() {
-    let queue = Queue::new(0).unwrap();
     let _guard = support::guard(60);
+    let queue = Queue::new(0).unwrap();
     let [idle, busy] =
         [(); 2].map(|()| tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap());
     idle.block_on(async {
