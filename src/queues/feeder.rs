@@ -1,8 +1,8 @@
 //! Items that wait in the process that put them, until there is room in the ring.
 //!
-//! A feeder moves them: a task on the runtime of who put the first one; if there was none, or it has ended, a
-//! thread. Who flushes moves them, too, as a runtime may not be polled. Each item is moved once, in order: one at
-//! a time moves, within one poll.
+//! Feeders move them: a task on each runtime that puts, as another may not be driven; where there was none, or all
+//! have ended, a thread. Who flushes moves them, too. Each item is moved once, in order: one at a time moves,
+//! within one poll.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
