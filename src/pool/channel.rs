@@ -34,6 +34,10 @@ const BEGAN_WITH: usize = BEGAN_AT + 8;
 const STDERR_BEGAN: usize = BEGAN_WITH + 8;
 const GIVEN_UP: usize = 896;
 const STDERR_READ: usize = GIVEN_UP + 8;
+/// Beside the position up to which stderr was read: it is being read on.
+const READING: u64 = 1 << 63;
+/// How often a worker looks whether it is still being read, of some microseconds each: who reads may be stopped.
+const LOOKS: u32 = 10_000;
 const SLOT_WORDS: usize = 1024;
 const MEMORY: usize = 4096 + 2 * RING;
 
@@ -182,13 +186,18 @@ impl Link {
 pub(super) struct StderrMarks(Arc<Shared>);
 
 impl StderrMarks {
+    /// Notes that it is being read from there on: what was taken out of the pipe may not count yet.
+    pub(super) fn reading(&self, position: u64) {
+        self.0.store(STDERR_READ, position | READING, Ordering::SeqCst);
+    }
+
     /// Notes up to where it was read.
     pub(super) fn read(&self, position: u64) {
         self.0.store(STDERR_READ, position, Ordering::Release);
     }
 
-    /// Where it was at when the item began that began last, if that has a limit; or a little before,
-    /// if it was being read just then.
+    /// Where it was at when the item began that began last, if that has a limit; or a little before, if whoever
+    /// reads was stopped in the middle just then.
     pub(super) fn began(&self) -> u64 {
         self.0.load(STDERR_BEGAN, Ordering::Acquire)
     }
@@ -360,10 +369,19 @@ impl WorkerEnd {
     /// stderr: see [`StderrMarks`].
     pub(super) fn begin_with(&self, memory: u64) {
         self.memory.store(BEGAN_WITH, memory, Ordering::Relaxed);
-        // In this order, so that it is never too much.
-        let read = self.memory.load(STDERR_READ, Ordering::Acquire);
-        let unread = sys::fd::unread_stderr().unwrap_or(0);
-        self.memory.store(STDERR_BEGAN, read.saturating_add(unread), Ordering::Release);
+        // Of an instant at which nobody reads, so that it is neither too much nor too little.
+        let mut looks = 0;
+        let position = loop {
+            let read = self.memory.load(STDERR_READ, Ordering::SeqCst);
+            let unread = sys::fd::unread_stderr().unwrap_or(0);
+            let is_certain = read & READING == 0 && self.memory.load(STDERR_READ, Ordering::SeqCst) == read;
+            if is_certain || looks == LOOKS {
+                break (read & !READING).saturating_add(unread);
+            }
+            looks += 1;
+            std::thread::yield_now();
+        };
+        self.memory.store(STDERR_BEGAN, position, Ordering::Release);
     }
 
     /// Waits for the bell.

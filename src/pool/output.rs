@@ -157,10 +157,13 @@ impl Capture {
     fn read(&self) -> io::Result<usize> {
         let mut log = lock(&self.log);
         let mut buffer = [0; TAIL];
-        let len = fd::read_some(self.pipe.as_fd(), &mut buffer)?;
-        log.take(&buffer[..len]);
+        self.marks.iter().for_each(|marks| marks.reading(log.read));
+        let read = fd::read_some(self.pipe.as_fd(), &mut buffer);
+        if let Ok(len) = read {
+            log.take(&buffer[..len]);
+        }
         self.marks.iter().for_each(|marks| marks.read(log.read));
-        Ok(len)
+        read
     }
 
     /// What is there, as soon as something is; `None` at the end.
