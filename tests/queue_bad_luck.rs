@@ -15,7 +15,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 use support::limits::limited;
 use support::process::{Call, Meeting, Stat};
-use support::{eventually, guard_with, kill_9, multi_thread, run, run_each};
+use support::{current_thread, eventually, guard, guard_with, kill_9, multi_thread, run, run_each};
 use tokio_multiprocess as mp;
 
 /// Long enough for whatever happens, and short enough for a test.
@@ -130,6 +130,45 @@ fn the_end_of_a_process_waits_until_all_is_moved() {
         assert!(child.join().await.unwrap().success());
         assert!(queue.is_empty());
     });
+}
+
+/// Others get what was put, whatever became of the runtime on which it was.
+#[test]
+fn what_waits_is_moved_while_who_put_it_is_busy() {
+    async fn busy(queue: Queue<Vec<u8>>, address: String) -> mp::Result<()> {
+        ends_with_a_backlog(queue, false, address.clone()).await?;
+        // Neither is this task polled, nor its runtime.
+        Call::to(&address).hear();
+        Ok(())
+    }
+    run_each(60, async |context| {
+        let (queue, meeting) = (Queue::new(0).unwrap(), Meeting::new());
+        let child = context.process(busy, (queue.clone(), meeting.address())).start().await.unwrap();
+        assert_eq!(meeting.word().await, "all put");
+        let call = meeting.accept().await;
+        for number in 0..40 {
+            assert_eq!(queue.get_timeout(SOON).await.unwrap(), vec![number; 100_000]);
+        }
+        drop(call);
+        assert!(child.join().await.unwrap().success());
+    });
+    for ends in [false, true] {
+        let _guard = guard(60);
+        let queue = Queue::new(0).unwrap();
+        let mut runtime = Some(current_thread());
+        runtime.as_ref().unwrap().block_on(async {
+            for number in 0..40 {
+                queue.put(vec![number; 100_000]).await.unwrap();
+            }
+        });
+        // From now on nobody drives it.
+        runtime.take_if(|_| ends);
+        current_thread().block_on(async {
+            for number in 0..40 {
+                assert_eq!(queue.get_timeout(SOON).await.unwrap(), vec![number; 100_000]);
+            }
+        });
+    }
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! Items that wait in the process that put them, until there is room in the ring.
 //!
-//! Feeders move them: a task on each runtime that puts, as another may not be driven; where there was none, or all
-//! have ended, a thread. Who flushes moves them, too. Each item is moved once, in order: one at a time moves,
-//! within one poll.
+//! A thread moves them, on a runtime of its own: that of who put may be busy, not be driven or end, and others wait
+//! for what he has put. Who flushes moves them, too. Each item is moved once, in order: one at a time moves, within
+//! one poll.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -11,7 +11,7 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use tokio::runtime::{Builder, Handle, Id};
+use tokio::runtime::Builder;
 use tokio::task::{spawn_blocking, yield_now};
 
 use super::core::Core;
@@ -41,8 +41,8 @@ pub(super) struct Line {
     pub(super) gone: u64,
     /// Whether somebody has written over the queue's memory, so that some are lost.
     lost: bool,
-    /// On which runtimes feeders are at it; `None`: a thread.
-    feeders: Vec<Option<Id>>,
+    /// Whether a thread is at it.
+    is_fed: bool,
 }
 
 #[derive(Default)]
@@ -64,12 +64,7 @@ pub(super) fn push(core: &Core, item: &mut Item) {
     let mut line = lock(&backlog.line);
     line.items.push_back(item.waiting());
     line.came += 1;
-    // One on each runtime that puts, as another may not be driven.
-    let runtime = Handle::try_current().ok().map(|runtime| runtime.id());
-    let begins = !line.feeders.contains(&runtime);
-    if begins {
-        line.feeders.push(runtime);
-    }
+    let begins = !std::mem::replace(&mut line.is_fed, true);
     drop(line);
     core.set_waiting(true);
     let first = !std::mem::replace(&mut backlogs.has_finalizer, true);
@@ -78,10 +73,7 @@ pub(super) fn push(core: &Core, item: &mut Item) {
         Finalize::new(i32::MIN, finish);
     }
     if begins {
-        match Handle::try_current() {
-            Ok(runtime) => drop(runtime.spawn(Feeder { backlog, runtime: Some(runtime.id()) }.run())),
-            Err(_) => start_thread(backlog),
-        }
+        start(backlog);
     }
 }
 
@@ -110,40 +102,14 @@ fn of(core: &Core) -> Option<Arc<Backlog>> {
     lock(BACKLOGS.get()).of.get(&core.items().place()).cloned()
 }
 
-/// Who feeds a backlog until it is empty.
-struct Feeder {
-    backlog: Arc<Backlog>,
-    runtime: Option<Id>,
-}
-
-impl Feeder {
-    async fn run(self) {
-        self.backlog.feed_until(|_| false).await;
-    }
-}
-
-impl Drop for Feeder {
-    /// At its end, or if its runtime has ended in the middle.
-    fn drop(&mut self) {
-        let mut line = lock(&self.backlog.line);
-        line.feeders.retain(|runtime| *runtime != self.runtime);
-        let goes_on = !line.items.is_empty() && line.feeders.is_empty();
-        if goes_on {
-            line.feeders.push(None);
-            drop(line);
-            start_thread(self.backlog.clone());
-        }
-    }
-}
-
-/// Has a thread feed it.
-fn start_thread(backlog: Arc<Backlog>) {
-    let fed = backlog.clone();
+/// Has a thread feed a backlog until it is empty.
+fn start(backlog: Arc<Backlog>) {
+    let feeding = Feeding(backlog);
     let run = move || {
-        let feeder = Feeder { backlog: fed, runtime: None };
+        let Feeding(backlog) = &feeding;
         loop {
             match Builder::new_current_thread().enable_io().build() {
-                Ok(runtime) => return runtime.block_on(feeder.run()),
+                Ok(runtime) => return runtime.block_on(backlog.feed_until(|_| false)),
                 // For want of descriptors: there may be some again.
                 Err(error) => tracing::debug!(%error, "no runtime for items that wait"),
             }
@@ -152,7 +118,15 @@ fn start_thread(backlog: Arc<Backlog>) {
     };
     if let Err(error) = sys::threads::spawn("mp-feeder", run) {
         tracing::warn!(%error, "no thread for items that wait: they go with the next one");
-        lock(&backlog.line).feeders.retain(Option::is_some);
+    }
+}
+
+/// What the thread has. If it ends early, or there was none to be had, the next item that is left begins another.
+struct Feeding(Arc<Backlog>);
+
+impl Drop for Feeding {
+    fn drop(&mut self) {
+        lock(&self.0.line).is_fed = false;
     }
 }
 

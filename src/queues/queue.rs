@@ -60,11 +60,10 @@ use crate::synchronize::wait::within;
 ///
 /// What one task puts is got in the order in which it put it. A queue of `n` slots takes `n` items; put waits for
 /// a slot. The items lie in shared memory of 1 MiB, and larger ones beside it; if a queue takes more items than
-/// have room there, put waits for room, 5 ms at most; then the items wait
-/// in the process that put them, and a feeder task moves them when there is
-/// room. When a process ends in the regular way, it stays until its items are moved (see
-/// [`cancel_join_feeder`](Self::cancel_join_feeder)), as long as any other process has the queue, or it has a child that
-/// is no daemon, which may be given the queue yet, and a second more.
+/// have room there, put waits for room, 5 ms at most; then the items wait in the process that put them, and a thread of
+/// that process, the feeder, moves them as there is room, whatever its runtimes do. When a process ends in the regular
+/// way, it stays until its items are moved (see [`cancel_join_feeder`](Self::cancel_join_feeder)), as long as any other
+/// process has the queue, or it has a child that is no daemon, which may be given the queue yet, and a second more.
 ///
 /// An item is written and read back in the poll that puts or gets it, at about 1 ms for 1 MiB: send large bytes as a
 /// [`Blob`](crate::Blob), of which nothing is copied.

@@ -5,6 +5,7 @@ mod model;
 use std::future::Future;
 use std::pin::pin;
 use std::task::{Context, Waker};
+use std::time::Duration;
 
 use serde_bytes::ByteBuf;
 
@@ -128,20 +129,12 @@ fn what_waits_for_room_ends_with_its_process_and_nothing_else_does() {
         || Queue::new(8).unwrap(),
         async |_| {},
         |queue| {
-            let put_all = async {
-                // Five of them have room.
-                for of in 0..8 {
-                    queue.try_put(item(of, SIZE, 0)).unwrap();
-                }
-                // The feeder has its turn.
-                tokio::task::yield_now().await;
-            };
-            let run = || {
-                let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-                runtime.block_on(put_all);
-            };
-            // Not on this thread, which has a runtime already.
-            std::thread::scope(|scope| drop(scope.spawn(run)));
+            // Five of them have room.
+            for of in 0..8 {
+                queue.try_put(item(of, SIZE, 0)).unwrap();
+            }
+            // The feeder has its turn.
+            std::thread::sleep(Duration::from_millis(3));
         },
         |queue, ended| {
             let len = queue.len();
