@@ -250,8 +250,8 @@ impl<T: Message> Queue<T> {
     /// a slot first.
     ///
     /// # Panics
-    /// If it has to wait outside of a runtime, or on one without I/O; and if the item's `Serialize` panics,
-    /// which takes no slot.
+    /// If it has to wait outside of a runtime, or on one without I/O: sync code waits by [`block_on`](crate::block_on).
+    /// And if the item's `Serialize` panics, which takes no slot.
     pub async fn put(&self, item: T) -> Result<(), PutError<T>> {
         // The item itself is not looked at while this waits: it may be of a type that no two threads may look at.
         let put = match Item::encode(&item) {
@@ -313,7 +313,7 @@ impl<T: Message> Queue<T> {
     /// Dropped, it has got nothing: nothing is lost.
     ///
     /// # Panics
-    /// If it has to wait outside of a runtime, or on one without I/O.
+    /// If it has to wait outside of a runtime, or on one without I/O: sync code waits by [`block_on`](crate::block_on).
     pub async fn get(&self) -> Result<T, GetError> {
         let mut item = Arrived::new();
         self.core.get(&mut item).await?;
