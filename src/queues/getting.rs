@@ -51,11 +51,12 @@ impl Core {
     /// Takes the next item, once there is one.
     pub(super) async fn get(&self, item: &mut Arrived) -> Result<(), GetError> {
         proceed().await;
-        let mut taken = self.take(item, Held::spin(&self.0.consumers), || false);
+        let mut taken = self.take_at_once(item);
         loop {
             taken = match taken? {
                 Taken::Item => return Ok(()),
                 Taken::Busy => self.take(item, Some(Held::wait(&self.0.consumers).await?), || false),
+                Taken::Empty if self.0.gets.brings(|| self.0.ring.items() > 0) => self.take_at_once(item),
                 Taken::Empty => {
                     sleep(&self.0.items, |turn| {
                         let looks = || !turn.slept || self.0.items.takes_turn();
@@ -68,6 +69,13 @@ impl Core {
         }
     }
 
+    /// For who has not slept.
+    fn take_at_once(&self, item: &mut Arrived) -> Result<Taken, GetError> {
+        let taken = self.take(item, Held::spin(&self.0.consumers), || false);
+        self.0.gets.note(matches!(taken, Ok(Taken::Item)));
+        taken
+    }
+
     /// [`get`](Self::get) for who polls by hand.
     pub(super) fn poll_get(
         &self,
@@ -76,13 +84,14 @@ impl Core {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), GetError>> {
         let coop = ready!(coop::poll_proceed(cx));
-        let mut taken = self.take(item, Held::spin(&self.0.consumers), || false);
+        let mut taken = self.take_at_once(item);
         loop {
             taken = match taken {
                 Ok(Taken::Busy) => {
                     let held = ready!(Held::poll_wait(&self.0.consumers, sleeper, cx))?;
                     self.take(item, Some(held), || false)
                 }
+                Ok(Taken::Empty) if self.0.gets.brings(|| self.0.ring.items() > 0) => self.take_at_once(item),
                 Ok(Taken::Empty) => ready!(sleeper.poll_asleep(&self.0.items, cx, |turn| {
                     let looks = || !turn.slept || self.0.items.takes_turn();
                     let taken = self.take(item, Held::spin(&self.0.consumers), looks);

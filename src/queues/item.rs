@@ -60,7 +60,7 @@ fn keep(mut scratch: Vec<u8>) {
 impl Item {
     pub(super) fn encode<T: Message>(value: &T) -> Result<Self, CodecError> {
         let mut frame = scratch();
-        frame.resize(HEAD, 0);
+        frame.extend([0; HEAD]);
         // What panics in here loses the scratch memory, and nothing else.
         match reduction::encode_uncommitted::<MessagePack, T>(value, &mut frame, Peer::AnyBuild) {
             Ok((attachments, departures)) => {

@@ -79,8 +79,7 @@ impl Core {
             return self.put_large(item).await;
         }
         proceed().await;
-        // Where nobody could wake it, it waits for nothing.
-        let leaves = AtomicBool::new(self.design().feeds && Handle::try_current().is_err());
+        let leaves = AtomicBool::new(false);
         let offer = |item: &mut Item, held, looks| {
             self.offer(
                 item,
@@ -90,11 +89,18 @@ impl Core {
                 Manner { looks, leaves: leaves.load(Ordering::Relaxed) },
             )
         };
-        let mut offered = offer(item, Held::spin(&self.0.producers), false);
+        // For who has not slept.
+        let at_once = |item: &mut Item| {
+            let offered = offer(item, Held::spin(&self.0.producers), false);
+            self.0.puts.note(matches!(offered, Ok(Offer::Put)));
+            offered
+        };
+        let mut offered = at_once(item);
         loop {
             offered = match offered? {
                 Offer::Put => return Ok(()),
                 Offer::Busy => offer(item, Some(Held::wait(&self.0.producers).await?), false),
+                Offer::Full if self.0.puts.brings(|| self.may_have_slot()) => at_once(item),
                 Offer::Full => {
                     // Each attempt looks who is dead: it is that, or nothing, for which it was woken.
                     sleep(&self.0.slots, |_| {
@@ -109,8 +115,11 @@ impl Core {
                         (!matches!(offered, Ok(Offer::NoRoom))).then_some(offered)
                     });
                     if self.design().feeds {
-                        // Also if it cannot be woken, for want of descriptors.
-                        let offered = within(PATIENCE, wait).await.ok().flatten();
+                        // Where nobody could wake it, it waits for nothing.
+                        let offered = match Handle::try_current() {
+                            Ok(_) => within(PATIENCE, wait).await.ok().flatten(),
+                            Err(_) => None,
+                        };
                         offered.unwrap_or_else(|| {
                             leaves.store(true, Ordering::Relaxed);
                             Ok(Offer::Busy)
@@ -291,10 +300,11 @@ impl Core {
     /// Reserves a slot once there is one.
     pub(super) async fn reserve(&self) -> Result<(), PutErrorKind> {
         proceed().await;
-        let mut reserved = self.reserve_now(Held::spin(&self.0.producers), false);
+        let mut reserved = self.reserve_at_once();
         loop {
             reserved = match reserved? {
                 Offer::Put => return Ok(()),
+                Offer::Full if self.0.puts.brings(|| self.may_have_slot()) => self.reserve_at_once(),
                 Offer::Busy => {
                     let held = Held::wait(&self.0.producers).await?;
                     self.reserve_now(Some(held), false)
@@ -317,9 +327,10 @@ impl Core {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), PutErrorKind>> {
         let coop = ready!(coop::poll_proceed(cx));
-        let mut reserved = self.reserve_now(Held::spin(&self.0.producers), false);
+        let mut reserved = self.reserve_at_once();
         loop {
             reserved = match reserved {
+                Ok(Offer::Full) if self.0.puts.brings(|| self.may_have_slot()) => self.reserve_at_once(),
                 Ok(Offer::Busy) => {
                     let held = ready!(Held::poll_wait(&self.0.producers, sleeper, cx))?;
                     self.reserve_now(Some(held), false)
@@ -342,6 +353,13 @@ impl Core {
             Offer::Put => Ok(()),
             _ => Err(PutErrorKind::Full),
         }
+    }
+
+    /// For who has not slept.
+    fn reserve_at_once(&self) -> Result<Offer, PutErrorKind> {
+        let reserved = self.reserve_now(Held::spin(&self.0.producers), false);
+        self.0.puts.note(matches!(reserved, Ok(Offer::Put)));
+        reserved
     }
 
     fn reserve_now(&self, held: Option<Held<'_>>, looks: bool) -> Result<Offer, PutErrorKind> {
@@ -371,6 +389,12 @@ impl Core {
         in_ring + held(false) < max || looks && in_ring + held(true) < max
     }
 
+    /// The same without the lock: it may be another's by the time one has that.
+    fn may_have_slot(&self) -> bool {
+        let held = slots::held(self.0.slots.words(), &Here, false).all();
+        self.0.ring.items() + held < u64::from(self.design().max)
+    }
+
     /// Puts an item into the ring, a large one by the extent in which it lies; false if there is no room. With
     /// the producers' lock.
     fn publish(&self, item: &mut Item, extent: &mut Option<Extent<'_>>) -> Result<bool> {
@@ -378,13 +402,15 @@ impl Core {
         let reference = extent.as_ref().map(|extent| item.reference(extent.entry()));
         let len = reference.as_ref().map_or(item.frame().len(), Vec::len);
         // The last to be asked, as a parcel that was sent is not called back.
-        if extent.is_none() && item.is_large() || !ring.has_room(len)? || !self.send_parcel(item)? {
+        let room = if extent.is_none() && item.is_large() { None } else { ring.room(len)? };
+        let Some(room) = room else { return Ok(false) };
+        if !self.send_parcel(item)? {
             return Ok(false);
         }
         if let Some(extent) = extent.take() {
             extent.commit(ring.tail().0)?;
         }
-        ring.push(reference.as_deref().unwrap_or(item.frame()))?;
+        ring.push(room, reference.as_deref().unwrap_or(item.frame()));
         item.commit();
         Ok(true)
     }

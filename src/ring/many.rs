@@ -93,6 +93,13 @@ pub(crate) struct Ring<M> {
     layout: Layout,
 }
 
+/// Where the next frame goes.
+#[derive(Debug)]
+pub(crate) struct Room {
+    tail: Mark,
+    len: usize,
+}
+
 /// An item that is next to be taken.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Front {
@@ -110,16 +117,19 @@ impl<M: Memory> Ring<M> {
     }
 
     /// How far the producers have come. For any.
+    #[inline]
     pub(crate) fn tail(&self) -> Mark {
         Mark(self.memory.load(self.layout.tail, Ordering::Acquire))
     }
 
     /// How far the consumers have come. For any.
+    #[inline]
     pub(crate) fn head(&self) -> Mark {
         Mark(self.memory.load(self.layout.head, Ordering::Acquire))
     }
 
     /// How many items are in the ring, at an instant during the call. For any.
+    #[inline]
     pub(crate) fn items(&self) -> u64 {
         let mut head = self.head();
         loop {
@@ -133,43 +143,45 @@ impl<M: Memory> Ring<M> {
     }
 
     /// How many bytes are free, at an instant during the call, or fewer. For any.
+    #[inline]
     pub(crate) fn free(&self) -> u64 {
         let head = self.head();
         (self.layout.capacity as u64).saturating_sub(self.tail().bytes_since(head))
     }
 
-    /// Publishes a [sealed](seal) frame; false if there is no room now. With the producers' lock.
-    pub(crate) fn push(&self, frame: &[u8]) -> Result<bool, Corrupt> {
-        if !self.has_room(frame.len())? {
-            return Ok(false);
+    /// Room for a frame of this length, if there is some now. With the producers' lock, as long as which it stays so.
+    #[inline]
+    pub(crate) fn room(&self, len: usize) -> Result<Option<Room>, Corrupt> {
+        let (tail, seen) = (self.own(self.layout.tail), self.own(self.layout.tail + Layout::SEEN));
+        let free =
+            |head: Mark| (self.layout.capacity as u64).checked_sub(tail.bytes_since(head)).ok_or(Corrupt);
+        if free(seen)? < padded(len) {
+            // What the consumers have copied out may be overwritten from here on.
+            let head = self.head();
+            let enough = free(head)? >= padded(len);
+            self.memory.store(self.layout.tail + Layout::SEEN, head.0, Ordering::Relaxed);
+            if !enough {
+                return Ok(None);
+            }
         }
-        let tail = self.own(self.layout.tail);
-        let (first, second) = split(self.layout.data, self.layout.capacity, tail.position(), frame.len());
+        Ok(Some(Room { tail, len }))
+    }
+
+    /// Publishes a [sealed](seal) frame where there is room for it. With the producers' lock, under which there was.
+    #[inline]
+    pub(crate) fn push(&self, Room { tail, len }: Room, frame: &[u8]) {
+        assert_eq!(frame.len(), len, "room was found for another frame");
+        let (first, second) = split(self.layout.data, self.layout.capacity, tail.position(), len);
         self.memory.copy_in(first.0, &frame[..first.1]);
         if second.1 > 0 {
             self.memory.copy_in(second.0, &frame[first.1..]);
         }
         // The frame is whole before a consumer can see that it is there.
-        self.memory.store(self.layout.tail, tail.after(padded(frame.len())).0, Ordering::Release);
-        Ok(true)
-    }
-
-    /// Whether a frame of this length has room. With the producers' lock, as long as which it stays so.
-    pub(crate) fn has_room(&self, len: usize) -> Result<bool, Corrupt> {
-        let (tail, seen) = (self.own(self.layout.tail), self.own(self.layout.tail + Layout::SEEN));
-        let room =
-            |head: Mark| (self.layout.capacity as u64).checked_sub(tail.bytes_since(head)).ok_or(Corrupt);
-        if room(seen)? >= padded(len) {
-            return Ok(true);
-        }
-        // What the consumers have copied out may be overwritten from here on.
-        let head = self.head();
-        let enough = room(head)? >= padded(len);
-        self.memory.store(self.layout.tail + Layout::SEEN, head.0, Ordering::Relaxed);
-        Ok(enough)
+        self.memory.store(self.layout.tail, tail.after(padded(len)).0, Ordering::Release);
     }
 
     /// The next item, if there is one. With the consumers' lock.
+    #[inline]
     pub(crate) fn front(&self) -> Result<Option<Front>, Corrupt> {
         let (head, mut tail) = (self.own(self.layout.head), self.own(self.layout.head + Layout::SEEN));
         if tail == head {
@@ -189,6 +201,7 @@ impl<M: Memory> Ring<M> {
     }
 
     /// Appends what a frame has after its first four bytes. With the consumers' lock.
+    #[inline]
     pub(crate) fn copy_out(&self, front: &Front, into: &mut Vec<u8>) {
         let position = front.ticket.position().wrapping_add(HEAD as u64);
         let (first, second) = split(self.layout.data, self.layout.capacity, position, front.len - HEAD);
@@ -199,6 +212,7 @@ impl<M: Memory> Ring<M> {
     }
 
     /// Takes the item: it is this process's from here on. With the consumers' lock, under which it was found.
+    #[inline]
     pub(crate) fn take(&self, front: &Front) {
         // Copied before a producer can overwrite it.
         self.memory.store(self.layout.head, front.end.0, Ordering::Release);

@@ -26,26 +26,31 @@ pub(crate) trait Memory {
 }
 
 impl Memory for Shared {
+    #[inline]
     fn load(&self, at: usize, order: Ordering) -> u64 {
         kill_point();
         word(self, at).load(order)
     }
 
+    #[inline]
     fn store(&self, at: usize, value: u64, order: Ordering) {
         kill_point();
         word(self, at).store(value, order);
     }
 
+    #[inline]
     fn swap(&self, at: usize, value: u64, order: Ordering) -> u64 {
         kill_point();
         word(self, at).swap(value, order)
     }
 
+    #[inline]
     fn copy_in(&self, at: usize, bytes: &[u8]) {
         kill_point();
         self.write(at, bytes);
     }
 
+    #[inline]
     fn copy_out(&self, at: usize, len: usize, into: &mut Vec<u8>) {
         kill_point();
         self.append_to(at, len, into);

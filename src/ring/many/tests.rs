@@ -90,7 +90,9 @@ impl Process {
         }
         let mut frame = vec![0, 0, 0, 0, item, item];
         seal(&mut frame, 0);
-        let put = self.ring().push(&frame).unwrap();
+        let ring = self.ring();
+        let room = ring.room(frame.len()).unwrap();
+        let put = room.map(|room| ring.push(room, &frame)).is_some();
         if put {
             self.book.lock().unwrap().put.push(item);
         }

@@ -26,19 +26,27 @@ pub(crate) fn withdraw(words: &impl Words, cell: Cell) {
 }
 
 /// Whether anybody sleeps, after this process has changed something.
+#[inline]
 pub(crate) fn anyone(words: &impl Words) -> bool {
     words.fence();
     anyone_else(words)
 }
 
 /// As [`anyone`], of another object after the same change.
+#[inline]
 pub(crate) fn anyone_else(words: &impl Words) -> bool {
     lines(words).any(|line| words.load(line, Ordering::Relaxed) != 0)
 }
 
 /// Takes out one who sleeps, the first from a cell on, and round: that is for who calls to ring.
+#[inline]
 pub(crate) fn call(words: &impl Words, from: usize) -> Option<Cell> {
-    words.fence();
+    // Mostly nobody does.
+    if anyone(words) { find(words, from) } else { None }
+}
+
+#[cold]
+fn find(words: &impl Words, from: usize) -> Option<Cell> {
     let (first, before) = (from / BITS, (1 << (from % BITS)) - 1);
     let lines = words.cells().div_ceil(BITS);
     // The line in which the first one is comes twice: at last for those before that one.
@@ -74,6 +82,7 @@ fn take(words: &impl Words, cell: Cell) -> bool {
     words.fetch_and(word(cell), !bit(cell), Ordering::SeqCst) & bit(cell) != 0
 }
 
+#[inline]
 fn lines(words: &impl Words) -> impl Iterator<Item = usize> {
     (0..words.cells().div_ceil(BITS)).map(|i| SLEEPERS + 8 * i)
 }

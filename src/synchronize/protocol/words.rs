@@ -38,6 +38,7 @@ pub(crate) trait World {
 pub(crate) struct Here;
 
 impl World for Here {
+    #[inline]
     fn me(&self) -> Identity {
         Identity(identity::me())
     }
@@ -48,35 +49,42 @@ impl World for Here {
 }
 
 impl Words for Shared {
+    #[inline]
     fn cells(&self) -> usize {
         super::CELLS
     }
 
+    #[inline]
     fn load(&self, at: usize, order: Ordering) -> u64 {
         kill_point();
         self.atomic_u64(at).load(order)
     }
 
+    #[inline]
     fn store(&self, at: usize, value: u64, order: Ordering) {
         kill_point();
         self.atomic_u64(at).store(value, order);
     }
 
+    #[inline]
     fn compare_exchange(&self, at: usize, current: u64, new: u64) -> Result<u64, u64> {
         kill_point();
         self.atomic_u64(at).compare_exchange(current, new, Ordering::SeqCst, Ordering::SeqCst)
     }
 
+    #[inline]
     fn fetch_or(&self, at: usize, bits: u64, order: Ordering) -> u64 {
         kill_point();
         self.atomic_u64(at).fetch_or(bits, order)
     }
 
+    #[inline]
     fn fetch_and(&self, at: usize, bits: u64, order: Ordering) -> u64 {
         kill_point();
         self.atomic_u64(at).fetch_and(bits, order)
     }
 
+    #[inline]
     fn fence(&self) {
         kill_point();
         std::sync::atomic::fence(Ordering::SeqCst);
