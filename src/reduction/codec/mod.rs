@@ -18,6 +18,7 @@
 //! Whatever needs none of these is read by any MessagePack reader, and what such writers write is
 //! read here.
 
+mod byte;
 mod de;
 mod ser;
 #[cfg(test)]

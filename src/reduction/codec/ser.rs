@@ -1,10 +1,12 @@
 //! Values to bytes.
 
+use std::any::type_name;
 use std::io;
 
 use rmp::encode;
 use serde::ser::{self, Serialize};
 
+use super::byte::Byte;
 use super::{CodecError, Depth, EXT_BYTES, EXT_I128, EXT_U128, NIL, SOME};
 
 /// Writes one value to the end of `out`.
@@ -50,6 +52,17 @@ fn append(out: &mut Vec<u8>, bytes: &[u8]) {
     const PIECE: usize = 1 << 10;
     out.reserve(bytes.len());
     bytes.chunks(PIECE).for_each(|piece| out.extend_from_slice(piece));
+}
+
+/// Fills a piece, and says how far.
+#[inline]
+fn fill(piece: &mut [u8], bytes: &mut impl Iterator<Item = Result<u8>>) -> Result<usize> {
+    let mut filled = 0;
+    for (slot, byte) in piece.iter_mut().zip(bytes) {
+        *slot = byte?;
+        filled += 1;
+    }
+    Ok(filled)
 }
 
 /// Puts what `write` appends in the place of `out[from..to]`.
@@ -102,6 +115,21 @@ impl<'a> Serializer<'a> {
     #[inline]
     fn fields(self, len: Option<usize>) -> Result<Fields<'a>> {
         Ok(Fields { body: Body::open(self, Shape::Map, len.unwrap_or(0))? })
+    }
+
+    /// Writes a sequence whose elements are `u8` by their type. They come one by one, and are copied piece by piece.
+    fn bytes<I: Iterator<Item: Serialize>>(self, announced: usize, iter: I) -> Result {
+        let mut bytes = iter.map(|byte| byte.serialize(Byte)).fuse();
+        let mut piece = [0; 1 << 10];
+        let mut filled = fill(&mut piece, &mut bytes)?;
+        let shape = if filled > 0 { Shape::Bytes } else { Shape::Array };
+        let mut body = Body::open(self, shape, announced)?;
+        while filled > 0 {
+            body.out.extend_from_slice(&piece[..filled]);
+            body.count += filled;
+            filled = fill(&mut piece, &mut bytes)?;
+        }
+        body.close()
     }
 
     /// Opens `{variant: …}` and returns the writer of the content.
@@ -290,6 +318,27 @@ impl<'a> ser::Serializer for Serializer<'a> {
     #[inline]
     fn serialize_seq(self, len: Option<usize>) -> Result<Sequence<'a>> {
         self.sequence(len)
+    }
+
+    #[inline]
+    fn collect_seq<I>(self, iter: I) -> Result
+    where
+        I: IntoIterator<Item: Serialize>,
+    {
+        let iter = iter.into_iter();
+        let announced = match iter.size_hint() {
+            (least, Some(most)) if least == most => least,
+            _ => 0,
+        };
+        // No other type is called so, and one that was would be refused.
+        if matches!(type_name::<I::Item>(), "u8" | "&u8") {
+            return self.bytes(announced, iter);
+        }
+        let mut sequence = self.sequence(Some(announced))?;
+        for element in iter {
+            sequence.element(&element)?;
+        }
+        sequence.body.close()
     }
 
     #[inline]

@@ -492,6 +492,38 @@ fn announced_lengths_are_put_right() {
     assert!(huge.is_err());
 }
 
+/// A sequence of which nobody knows how long it is before it is over.
+struct Collected<'a, T>(&'a [T]);
+
+impl<T: Serialize + Copy> Serialize for Collected<'_, T> {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(self.0.iter().copied().filter(|_| true))
+    }
+}
+
+#[test]
+fn bytes_that_are_collected_are_written_as_those_that_come_one_by_one() {
+    for len in [0, 1, 1023, 1024, 1025, 5000] {
+        let bytes: Vec<u8> = (0..len).map(|at| at as u8).collect();
+        let one_by_one = encode(&Announced(None, &bytes));
+        assert_eq!(encode(&bytes), one_by_one);
+        assert_eq!(encode(&Collected(&bytes)), one_by_one);
+        round_trips(bytes);
+    }
+}
+
+#[test]
+fn another_type_that_is_called_u8_is_written_as_what_it_is() {
+    mod other {
+        #[allow(non_camel_case_types)]
+        #[derive(Clone, Copy, serde::Serialize)]
+        pub(super) struct u8(pub(super) u16);
+    }
+    let others = [other::u8(1), other::u8(300)];
+    assert_eq!(encode(&others[..]), encode(&[1u16, 300][..]));
+    assert_eq!(encode(&Collected(&others)), encode(&vec![1u16, 300]));
+}
+
 #[test]
 fn types_that_differ_by_readability_agree_in_both_directions() {
     round_trips::<IpAddr>("127.0.0.1".parse().unwrap());
