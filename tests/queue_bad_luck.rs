@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use support::limits::limited;
 use support::process::{Call, Meeting, Stat};
 use support::{current_thread, eventually, guard, guard_with, kill_9, multi_thread, run, run_each};
+use tokio::task::yield_now;
 use tokio_multiprocess as mp;
 
 /// Long enough for whatever happens, and short enough for a test.
@@ -321,21 +322,32 @@ fn items_whose_handles_do_not_fit_wait_until_they_do() {
     });
 }
 
-/// Also where a thread would have to move it.
+/// Also while there is none for who moves it to sleep with, and of several queues.
 #[test]
 fn what_waits_outlasts_a_want_of_descriptors() {
     run(60, async {
-        let queue = Queue::new(0).unwrap();
-        let starved = limited(0);
-        std::thread::scope(|scope| {
-            let put = || (0..20u8).for_each(|number| queue.try_put(vec![number; 200_000]).unwrap());
-            scope.spawn(put).join().unwrap();
-        });
-        drop(starved);
-        for number in 0..20 {
-            assert_eq!(queue.get_timeout(SOON).await.unwrap(), vec![number; 200_000]);
+        let queues = [(); 2].map(|()| Queue::new(0).unwrap());
+        for lasts in [true, false] {
+            let starved = limited(0);
+            for queue in &queues {
+                (0..20u8).for_each(|number| queue.try_put(vec![number; 200_000]).unwrap());
+            }
+            let starved = lasts.then_some(starved);
+            for queue in &queues {
+                for number in 0..20 {
+                    let begin = Instant::now();
+                    let item = loop {
+                        match queue.try_get() {
+                            Err(GetError::Empty) if begin.elapsed() < SOON => yield_now().await,
+                            item => break item.unwrap(),
+                        }
+                    };
+                    assert_eq!(item, vec![number; 200_000]);
+                }
+                assert!(queue.is_empty());
+            }
+            drop(starved);
         }
-        assert!(queue.is_empty());
     });
 }
 

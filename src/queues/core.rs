@@ -4,9 +4,10 @@
 //! ever held by a future that somebody might not poll. Who has to wait sleeps for the condition (an item, a
 //! slot, room) and not for the lock; each attempt takes the lock anew.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, Weak};
 use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
 
 use super::memory::{
     DONE, EXTENTS, Extents, ITEMS, LAYOUT, MAPPED, Part, ROOM, SHUT_DOWN, SLOTS, WHOLE, parts,
@@ -16,7 +17,7 @@ use crate::reduction::{Attachment, Descriptor};
 use crate::ring::many::Ring;
 use crate::ring::parcels::Parcels;
 use crate::synchronize::object::Object;
-use crate::synchronize::protocol::{Here, Identity, World, cells};
+use crate::synchronize::protocol::{Here, Identity, Words, World, bells, cells};
 use crate::synchronize::wait::Sleeper;
 use crate::synchronize::{LOCK, Lock};
 use crate::sys::kept::Kept;
@@ -139,31 +140,44 @@ impl Drop for Held<'_> {
     }
 }
 
-/// Whether those who come find what they come for, and so whether more of it may be about to come.
+/// How many of those who came found what they came for, at once: whether more of it may be about to come.
 #[derive(Default)]
-pub(super) struct Flow(AtomicBool);
+pub(super) struct Flow(AtomicU32);
 
-/// How often who is about to sleep in a flow looks again, and how long it spins before each look, in pauses of the
-/// processor: 3 to 6 µs.
-const FLOW_LOOKS: usize = 2;
-const FLOW_SPINS: usize = 128;
+/// How many have to find it before anybody spins for more: where nobody can bring any meanwhile, as on a single processor,
+/// each pays an eighth of a spin in vain.
+const FLOW: u32 = 8;
+/// How many pauses of the processor lie between two looks, and for how long who is about to sleep looks.
+const SPINS: u32 = 128;
+const SPIN_FOR: Duration = Duration::from_micros(5);
 
 impl Flow {
-    /// Who came found it, or did not, before it slept.
-    pub(super) fn note(&self, found: bool) {
-        if found && !self.0.load(Ordering::Relaxed) {
-            self.0.store(true, Ordering::Relaxed);
+    /// Who came found it without sleeping.
+    pub(super) fn found(&self) {
+        let found = self.0.load(Ordering::Relaxed);
+        if found < FLOW {
+            self.0.store(found + 1, Ordering::Relaxed);
         }
     }
 
     /// Whether it `is_there` within the time that it takes to wake a sleeper, which costs both sides as much. Only
-    /// in a flow, as else it mostly is not; and looked for rarely, as each look holds up the other side.
-    pub(super) fn brings(&self, is_there: impl Fn() -> bool) -> bool {
-        let spin_and_look = |_| {
-            (0..FLOW_SPINS).for_each(|_| std::hint::spin_loop());
-            is_there()
-        };
-        self.0.swap(false, Ordering::Relaxed) && (0..FLOW_LOOKS).any(spin_and_look)
+    /// in a flow, as else it mostly is not; behind those who sleep for it already; and looked for rarely, as each
+    /// look holds up the other side.
+    pub(super) fn brings(&self, sleepers: &impl Words, is_there: impl Fn() -> bool) -> bool {
+        if self.0.load(Ordering::Relaxed) < FLOW || bells::anyone_else(sleepers) {
+            return false;
+        }
+        let begin = Instant::now();
+        while begin.elapsed() < SPIN_FOR {
+            (0..SPINS).for_each(|_| std::hint::spin_loop());
+            if is_there() {
+                // Another may be faster: who comes back for more sleeps.
+                self.0.store(FLOW - 1, Ordering::Relaxed);
+                return true;
+            }
+        }
+        self.0.store(0, Ordering::Relaxed);
+        false
     }
 }
 

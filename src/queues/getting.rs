@@ -51,12 +51,12 @@ impl Core {
     /// Takes the next item, once there is one.
     pub(super) async fn get(&self, item: &mut Arrived) -> Result<(), GetError> {
         proceed().await;
-        let mut taken = self.take_at_once(item);
+        let mut taken = self.take_now(item, false);
         loop {
             taken = match taken? {
                 Taken::Item => return Ok(()),
                 Taken::Busy => self.take(item, Some(Held::wait(&self.0.consumers).await?), || false),
-                Taken::Empty if self.0.gets.brings(|| self.0.ring.items() > 0) => self.take_at_once(item),
+                Taken::Empty if self.brings_item() => self.take_now(item, false),
                 Taken::Empty => {
                     sleep(&self.0.items, |turn| {
                         let looks = || !turn.slept || self.0.items.takes_turn();
@@ -69,11 +69,18 @@ impl Core {
         }
     }
 
-    /// For who has not slept.
-    fn take_at_once(&self, item: &mut Arrived) -> Result<Taken, GetError> {
+    /// Takes what is there, and notes if it was for who has not `slept`.
+    fn take_now(&self, item: &mut Arrived, slept: bool) -> Result<Taken, GetError> {
         let taken = self.take(item, Held::spin(&self.0.consumers), || false);
-        self.0.gets.note(matches!(taken, Ok(Taken::Item)));
+        if !slept && matches!(taken, Ok(Taken::Item)) {
+            self.0.gets.found();
+        }
         taken
+    }
+
+    /// Whether an item may come sooner than who sleeps for it is woken.
+    fn brings_item(&self) -> bool {
+        self.0.gets.brings(self.0.items.words(), || self.0.ring.items() > 0)
     }
 
     /// [`get`](Self::get) for who polls by hand.
@@ -84,14 +91,14 @@ impl Core {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), GetError>> {
         let coop = ready!(coop::poll_proceed(cx));
-        let mut taken = self.take_at_once(item);
+        let mut taken = self.take_now(item, sleeper.is_asleep());
         loop {
             taken = match taken {
                 Ok(Taken::Busy) => {
                     let held = ready!(Held::poll_wait(&self.0.consumers, sleeper, cx))?;
                     self.take(item, Some(held), || false)
                 }
-                Ok(Taken::Empty) if self.0.gets.brings(|| self.0.ring.items() > 0) => self.take_at_once(item),
+                Ok(Taken::Empty) if self.brings_item() => self.take_now(item, sleeper.is_asleep()),
                 Ok(Taken::Empty) => ready!(sleeper.poll_asleep(&self.0.items, cx, |turn| {
                     let looks = || !turn.slept || self.0.items.takes_turn();
                     let taken = self.take(item, Held::spin(&self.0.consumers), looks);

@@ -16,6 +16,7 @@ use super::item::Item;
 use super::memory::{Extent, WHOLE};
 use super::slots;
 use crate::error::Result;
+use crate::ring::many::Room;
 use crate::synchronize::protocol::{Here, Words};
 use crate::synchronize::wait::{Sleeper, proceed, sleep, within};
 use crate::sys::fd::is_exhausted;
@@ -71,6 +72,13 @@ impl Drop for Reservation<'_> {
     }
 }
 
+/// Waits for so long as is worth it before an item is left in its process; not at all where nobody could wake it: outside
+/// of a runtime, or for want of descriptors.
+async fn patiently<T>(wait: impl Future<Output = Result<T>>) -> Option<T> {
+    Handle::try_current().ok()?;
+    within(PATIENCE, wait).await.ok().flatten()
+}
+
 impl Core {
     /// Puts an item for a slot, and waits until there is one. If it fails the item is where it was.
     pub(super) async fn put(&self, item: &mut Item) -> Result<(), PutErrorKind> {
@@ -92,7 +100,9 @@ impl Core {
         // For who has not slept.
         let at_once = |item: &mut Item| {
             let offered = offer(item, Held::spin(&self.0.producers), false);
-            self.0.puts.note(matches!(offered, Ok(Offer::Put)));
+            if matches!(offered, Ok(Offer::Put)) {
+                self.0.puts.found();
+            }
             offered
         };
         let mut offered = at_once(item);
@@ -100,7 +110,7 @@ impl Core {
             offered = match offered? {
                 Offer::Put => return Ok(()),
                 Offer::Busy => offer(item, Some(Held::wait(&self.0.producers).await?), false),
-                Offer::Full if self.0.puts.brings(|| self.may_have_slot()) => at_once(item),
+                Offer::Full if self.brings_slot() => at_once(item),
                 Offer::Full => {
                     // Each attempt looks who is dead: it is that, or nothing, for which it was woken.
                     sleep(&self.0.slots, |_| {
@@ -110,26 +120,30 @@ impl Core {
                     .await?
                 }
                 Offer::NoRoom => {
-                    let wait = sleep(&self.0.room, |_| {
-                        let offered = offer(item, Held::spin(&self.0.producers), false);
-                        (!matches!(offered, Ok(Offer::NoRoom))).then_some(offered)
-                    });
-                    if self.design().feeds {
-                        // Where nobody could wake it, it waits for nothing.
-                        let offered = match Handle::try_current() {
-                            Ok(_) => within(PATIENCE, wait).await.ok().flatten(),
-                            Err(_) => None,
-                        };
-                        offered.unwrap_or_else(|| {
-                            leaves.store(true, Ordering::Relaxed);
-                            Ok(Offer::Busy)
-                        })
+                    let room = self.once_there_is_room(|| offer(item, Held::spin(&self.0.producers), false));
+                    if !self.design().feeds {
+                        room.await?
+                    } else if let Some(offered) = patiently(room).await {
+                        offered
                     } else {
-                        wait.await?
+                        leaves.store(true, Ordering::Relaxed);
+                        offer(item, Held::patient(&self.0.producers), false)
                     }
                 }
             };
         }
+    }
+
+    /// Makes an offer whenever there may be room, until there is.
+    async fn once_there_is_room(
+        &self,
+        mut offer: impl FnMut() -> Result<Offer, PutErrorKind>,
+    ) -> Result<Result<Offer, PutErrorKind>> {
+        sleep(&self.0.room, |_| {
+            let offered = offer();
+            (!matches!(offered, Ok(Offer::NoRoom))).then_some(offered)
+        })
+        .await
     }
 
     /// The slot first, as extents are few.
@@ -148,13 +162,7 @@ impl Core {
                     self.offer_large(item)?
                 }
                 // Of a queue without a feeder: until there is a place for it.
-                Offer::Full | Offer::NoRoom => {
-                    sleep(&self.0.room, |_| {
-                        let offered = self.offer_large(item);
-                        (!matches!(offered, Ok(Offer::NoRoom))).then_some(offered)
-                    })
-                    .await??
-                }
+                Offer::Full | Offer::NoRoom => self.once_there_is_room(|| self.offer_large(item)).await??,
             };
         }
     }
@@ -300,18 +308,18 @@ impl Core {
     /// Reserves a slot once there is one.
     pub(super) async fn reserve(&self) -> Result<(), PutErrorKind> {
         proceed().await;
-        let mut reserved = self.reserve_at_once();
+        let mut reserved = self.reserve_now(false);
         loop {
             reserved = match reserved? {
                 Offer::Put => return Ok(()),
-                Offer::Full if self.0.puts.brings(|| self.may_have_slot()) => self.reserve_at_once(),
+                Offer::Full if self.brings_slot() => self.reserve_now(false),
                 Offer::Busy => {
                     let held = Held::wait(&self.0.producers).await?;
-                    self.reserve_now(Some(held), false)
+                    self.reserve_with(Some(held), false)
                 }
                 Offer::Full | Offer::NoRoom => {
                     sleep(&self.0.slots, |_| {
-                        let reserved = self.reserve_now(Held::spin(&self.0.producers), true);
+                        let reserved = self.reserve_with(Held::spin(&self.0.producers), true);
                         (!matches!(reserved, Ok(Offer::Full))).then_some(reserved)
                     })
                     .await?
@@ -327,16 +335,16 @@ impl Core {
         cx: &mut Context<'_>,
     ) -> Poll<Result<(), PutErrorKind>> {
         let coop = ready!(coop::poll_proceed(cx));
-        let mut reserved = self.reserve_at_once();
+        let mut reserved = self.reserve_now(sleeper.is_asleep());
         loop {
             reserved = match reserved {
-                Ok(Offer::Full) if self.0.puts.brings(|| self.may_have_slot()) => self.reserve_at_once(),
+                Ok(Offer::Full) if self.brings_slot() => self.reserve_now(sleeper.is_asleep()),
                 Ok(Offer::Busy) => {
                     let held = ready!(Held::poll_wait(&self.0.producers, sleeper, cx))?;
-                    self.reserve_now(Some(held), false)
+                    self.reserve_with(Some(held), false)
                 }
                 Ok(Offer::Full | Offer::NoRoom) => ready!(sleeper.poll_asleep(&self.0.slots, cx, |_| {
-                    let reserved = self.reserve_now(Held::spin(&self.0.producers), true);
+                    let reserved = self.reserve_with(Held::spin(&self.0.producers), true);
                     (!matches!(reserved, Ok(Offer::Full))).then_some(reserved)
                 }))?,
                 done => {
@@ -349,20 +357,22 @@ impl Core {
     }
 
     pub(super) fn try_reserve(&self) -> Result<(), PutErrorKind> {
-        match self.reserve_now(Held::patient(&self.0.producers), true)? {
+        match self.reserve_with(Held::patient(&self.0.producers), true)? {
             Offer::Put => Ok(()),
             _ => Err(PutErrorKind::Full),
         }
     }
 
-    /// For who has not slept.
-    fn reserve_at_once(&self) -> Result<Offer, PutErrorKind> {
-        let reserved = self.reserve_now(Held::spin(&self.0.producers), false);
-        self.0.puts.note(matches!(reserved, Ok(Offer::Put)));
+    /// Reserves what there is, and notes if it was for who has not `slept`.
+    fn reserve_now(&self, slept: bool) -> Result<Offer, PutErrorKind> {
+        let reserved = self.reserve_with(Held::spin(&self.0.producers), false);
+        if !slept && matches!(reserved, Ok(Offer::Put)) {
+            self.0.puts.found();
+        }
         reserved
     }
 
-    fn reserve_now(&self, held: Option<Held<'_>>, looks: bool) -> Result<Offer, PutErrorKind> {
+    fn reserve_with(&self, held: Option<Held<'_>>, looks: bool) -> Result<Offer, PutErrorKind> {
         if self.flags()? & CLOSED != 0 {
             return Err(PutErrorKind::Closed);
         }
@@ -389,10 +399,12 @@ impl Core {
         in_ring + held(false) < max || looks && in_ring + held(true) < max
     }
 
-    /// The same without the lock: it may be another's by the time one has that.
-    fn may_have_slot(&self) -> bool {
-        let held = slots::held(self.0.slots.words(), &Here, false).all();
-        self.0.ring.items() + held < u64::from(self.design().max)
+    /// Whether a slot may come sooner than who sleeps for it is woken.
+    fn brings_slot(&self) -> bool {
+        self.0.puts.brings(self.0.slots.words(), || {
+            let held = slots::held(self.0.slots.words(), &Here, false).all();
+            self.0.ring.items() + held < u64::from(self.design().max)
+        })
     }
 
     /// Puts an item into the ring, a large one by the extent in which it lies; false if there is no room. With
@@ -404,11 +416,11 @@ impl Core {
         // The last to be asked, as a parcel that was sent is not called back.
         let room = if extent.is_none() && item.is_large() { None } else { ring.room(len)? };
         let Some(room) = room else { return Ok(false) };
-        if !self.send_parcel(item)? {
+        if !self.send_parcel(item, &room)? {
             return Ok(false);
         }
         if let Some(extent) = extent.take() {
-            extent.commit(ring.tail().0)?;
+            extent.commit(room.ticket().0)?;
         }
         ring.push(room, reference.as_deref().unwrap_or(item.frame()));
         item.commit();
@@ -416,9 +428,9 @@ impl Core {
     }
 
     /// Sends the handles of the item that is put next; false if there is no room.
-    fn send_parcel(&self, item: &mut Item) -> Result<bool> {
+    fn send_parcel(&self, item: &mut Item, room: &Room) -> Result<bool> {
         let Some(parcel) = item.parcel() else { return Ok(true) };
-        match self.0.parcels.send(self.0.ring.tail().0, parcel) {
+        match self.0.parcels.send(room.ticket().0, parcel) {
             Ok(()) => Ok(true),
             Err(error) if is_full(&error) || is_exhausted(&error) => Ok(false),
             Err(error) => Err(error.into()),
@@ -519,5 +531,7 @@ pub(super) enum Fed {
     Some,
     /// Others have the lock.
     Busy,
+    /// Somebody else is moving them.
+    Elsewhere,
     NoRoom,
 }

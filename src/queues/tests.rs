@@ -12,6 +12,7 @@ use serde_bytes::ByteBuf;
 use super::{JoinableQueue, Queue, SimpleQueue};
 use crate::reduction::Blob;
 use crate::sharedctypes::RawValue;
+use crate::synchronize::protocol::bells;
 use crate::synchronize::tests::{at_each_point, now};
 
 /// Too large for the ring.
@@ -133,8 +134,11 @@ fn what_waits_for_room_ends_with_its_process_and_nothing_else_does() {
             for of in 0..8 {
                 queue.try_put(item(of, SIZE, 0)).unwrap();
             }
-            // The feeder has its turn.
-            std::thread::sleep(Duration::from_millis(3));
+            // The feeder has its turn, until it sleeps for room.
+            let room = queue.core().0.room.words();
+            while !bells::anyone_else(room) {
+                std::thread::sleep(Duration::from_micros(100));
+            }
         },
         |queue, ended| {
             let len = queue.len();

@@ -100,6 +100,13 @@ pub(crate) struct Room {
     len: usize,
 }
 
+impl Room {
+    /// Under which it will be published.
+    pub(crate) fn ticket(&self) -> Mark {
+        self.tail
+    }
+}
+
 /// An item that is next to be taken.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Front {

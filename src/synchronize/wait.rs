@@ -90,6 +90,11 @@ struct Asleep {
 }
 
 impl Sleeper {
+    /// Whether it has lain down since it last got up.
+    pub(crate) fn is_asleep(&self) -> bool {
+        self.asleep.is_some()
+    }
+
     /// One who takes nothing, whose attempts are looks.
     pub(crate) fn onlooker() -> Self {
         Self { aim: Aim::Look, asleep: None }

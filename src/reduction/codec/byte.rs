@@ -1,7 +1,5 @@
 //! A serializer for a `u8` and nothing else.
 
-use std::fmt::Display;
-
 use serde::ser::{Impossible, Serialize, Serializer};
 
 use super::CodecError;
@@ -83,10 +81,6 @@ impl Serializer for Byte {
         _: &'static str,
         _: &T,
     ) -> Result {
-        refused()
-    }
-
-    fn collect_str<T: Display + ?Sized>(self, _: &T) -> Result {
         refused()
     }
 }

@@ -54,17 +54,6 @@ fn append(out: &mut Vec<u8>, bytes: &[u8]) {
     bytes.chunks(PIECE).for_each(|piece| out.extend_from_slice(piece));
 }
 
-/// Fills a piece, and says how far.
-#[inline]
-fn fill(piece: &mut [u8], bytes: &mut impl Iterator<Item = Result<u8>>) -> Result<usize> {
-    let mut filled = 0;
-    for (slot, byte) in piece.iter_mut().zip(bytes) {
-        *slot = byte?;
-        filled += 1;
-    }
-    Ok(filled)
-}
-
 /// Puts what `write` appends in the place of `out[from..to]`.
 fn replace(
     out: &mut Vec<u8>,
@@ -117,18 +106,20 @@ impl<'a> Serializer<'a> {
         Ok(Fields { body: Body::open(self, Shape::Map, len.unwrap_or(0))? })
     }
 
-    /// Writes a sequence whose elements are `u8` by their type. They come one by one, and are copied piece by piece.
+    /// Writes a sequence whose elements are `u8` by their type. A slice's are copied together then.
     fn bytes<I: Iterator<Item: Serialize>>(self, announced: usize, iter: I) -> Result {
-        let mut bytes = iter.map(|byte| byte.serialize(Byte)).fuse();
-        let mut piece = [0; 1 << 10];
-        let mut filled = fill(&mut piece, &mut bytes)?;
-        let shape = if filled > 0 { Shape::Bytes } else { Shape::Array };
-        let mut body = Body::open(self, shape, announced)?;
-        while filled > 0 {
-            body.out.extend_from_slice(&piece[..filled]);
-            body.count += filled;
-            filled = fill(&mut piece, &mut bytes)?;
-        }
+        let shape = |count| if count > 0 { Shape::Bytes } else { Shape::Array };
+        let mut body = Body::open(self, shape(announced), announced)?;
+        let mut refused = Ok(Written::Value);
+        body.out.extend(iter.map(|byte| {
+            byte.serialize(Byte).unwrap_or_else(|error| {
+                refused = Err(error);
+                0
+            })
+        }));
+        refused?;
+        body.count = body.out.len() - body.elements;
+        body.shape = shape(body.count);
         body.close()
     }
 

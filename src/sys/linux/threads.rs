@@ -3,6 +3,7 @@
 use std::io;
 use std::sync::Mutex;
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use super::per_process::PerProcess;
 use super::process::{gettid, threads};
@@ -53,7 +54,18 @@ fn own() -> std::sync::MutexGuard<'static, Vec<i32>> {
 
 /// How many threads run beside this one that are not this crate's.
 pub(crate) fn foreign() -> io::Result<usize> {
-    let own = own().clone();
-    let me = gettid();
-    Ok(threads()?.into_iter().filter(|tid| *tid != me && !own.contains(tid)).count())
+    let mut looks = 0;
+    loop {
+        let own = own().clone();
+        let me = gettid();
+        let count = threads()?.into_iter().filter(|tid| *tid != me && !own.contains(tid)).count();
+        looks += 1;
+        if count == 0 || looks == LOOKS {
+            return Ok(count);
+        }
+        // One that is just ending is off the list, and its kernel's thread is there for some microseconds yet.
+        std::thread::sleep(Duration::from_millis(1));
+    }
 }
+
+const LOOKS: u32 = 20;
