@@ -10,8 +10,9 @@ use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use mp::{GetError, PutErrorKind, Queue};
+use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, Uid, setuid};
 use serde::{Deserialize, Serialize};
 use support::limits::limited;
 use support::process::{Call, Meeting, Stat};
@@ -348,6 +349,33 @@ fn what_waits_outlasts_a_want_of_descriptors() {
             }
             drop(starved);
         }
+    });
+}
+
+/// Then it is moved on the runtime of who puts.
+#[test]
+fn what_waits_is_moved_though_there_is_no_thread_to_be_had() {
+    async fn puts(queue: Queue<Vec<u8>>, answers: Queue<u8>) -> mp::Result<()> {
+        setrlimit(Resource::RLIMIT_NPROC, 0, 0).unwrap();
+        // The limit is not one for root.
+        if Uid::effective().is_root() {
+            setuid(Uid::from_raw(65_534)).unwrap();
+        }
+        assert!(std::thread::Builder::new().spawn(|| {}).is_err());
+        for number in 0..40 {
+            queue.put(vec![number; 100_000]).await?;
+        }
+        assert_eq!(answers.get().await?, 40);
+        Ok(())
+    }
+    run_each(60, async |context| {
+        let (queue, answers) = (Queue::new(0).unwrap(), Queue::new(0).unwrap());
+        let child = context.process(puts, (queue.clone(), answers.clone())).start().await.unwrap();
+        for number in 0..40 {
+            assert_eq!(queue.get_timeout(SOON).await.unwrap(), vec![number; 100_000]);
+        }
+        answers.put(40).await.unwrap();
+        assert!(child.join().await.unwrap().success());
     });
 }
 
