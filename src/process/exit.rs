@@ -27,8 +27,8 @@ enum Path {
 }
 
 /// Runs once in a process, on behalf of the thread `by`: finalizers by priority, the last of which moves what
-/// waits for room in queues; children that are not daemons joined, daemons ended. Another thread that wants to exit meanwhile waits for it;
-/// the same one, out of a finalizer, does not.
+/// waits for room in queues; children that are not daemons joined, daemons ended. Another thread that wants to exit
+/// meanwhile waits for it; the same one, out of a finalizer, does not.
 fn exit_path(by: i32) {
     static PATH: PerProcess<(Mutex<Path>, Condvar)> =
         PerProcess::new(|| (Mutex::new(Path::NotBegun), Condvar::new()));

@@ -282,9 +282,10 @@ impl Core {
         u64::from(waiting) + self.0.ring.items()
     }
 
-    pub(super) fn is_full(&self) -> bool {
+    /// Whether no slot is free, at an instant that is over by now. With `looks`, the dead hold none.
+    pub(super) fn is_full(&self, looks: bool) -> bool {
         let max = u64::from(self.design().max);
-        max != 0 && slots::held(self.0.slots.words(), &Here, true).all() + self.0.ring.items() >= max
+        max != 0 && slots::held(self.0.slots.words(), &Here, looks).all() + self.0.ring.items() >= max
     }
 
     /// Acknowledges an item that was got.

@@ -401,10 +401,7 @@ impl Core {
 
     /// Whether a slot may come sooner than who sleeps for it is woken.
     fn brings_slot(&self) -> bool {
-        self.0.puts.brings(self.0.slots.words(), || {
-            let held = slots::held(self.0.slots.words(), &Here, false).all();
-            self.0.ring.items() + held < u64::from(self.design().max)
-        })
+        self.0.puts.brings(self.0.slots.words(), || !self.is_full(false))
     }
 
     /// Puts an item into the ring, a large one by the extent in which it lies; false if there is no room. With

@@ -51,10 +51,9 @@ use crate::synchronize::wait::within;
 ///
 /// A process that is killed at whatever instant takes along what it had in hand: the items that it got, those
 /// that [wait](Self::flush) in it for room, and at most one for each task or thread that was just putting or getting.
-/// Everything else
-/// is got once, whole, and in the order in which its process put it. Nobody waits for a dead one. A process that
-/// is *stopped* within a put or a get, which takes less than a microsecond for a small item, holds up those
-/// that put, or those that get, until it goes on or is killed.
+/// Everything else is got once, whole, and in the order in which its process put it. Nobody waits for a dead one. A
+/// process that is *stopped* within a put or a get, which takes less than a microsecond for a small item, holds up
+/// those that put, or those that get, until it goes on or is killed.
 ///
 /// # Order, slots and room
 ///
@@ -139,7 +138,7 @@ impl<T> Queue<T> {
     /// Whether there is no slot. Slots that are [reserved](Self::reserve) are taken.
     #[doc(alias = "full")]
     pub fn is_full(&self) -> bool {
-        self.core.is_full()
+        self.core.is_full(true)
     }
 
     /// Closes this process's handle, for all its clones: putting and getting are errors from now on. What was

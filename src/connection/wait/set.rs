@@ -94,11 +94,12 @@ use crate::util::lock;
 ///
 /// # Members
 /// A set borrows nothing, and keeps nothing open but a [`Sentinel`](crate::Sentinel) or an
-/// [`Event`](crate::Event), which hold nothing of anybody's: all others are used, moved, closed and dropped as if it were not there. So
-/// `set.insert(&process.sentinel()?)` tells of the process's end, while a connection or socket has to be
-/// kept by somebody: one that is closed or dropped leaves by itself and is not told of any more, also
-/// when another process has the same open file; its key may still be [removed](Self::remove). Only
-/// somebody who replaces the file behind a number with `dup2`, there and back, can mislead it.
+/// [`Event`](crate::Event), which hold nothing of anybody's: all others are used, moved, closed and dropped
+/// as if it were not there. So `set.insert(&process.sentinel()?)` tells of the process's end, while a
+/// connection or socket has to be kept by somebody: one that is closed or dropped leaves by itself and is
+/// not told of any more, also when another process has the same open file; its key may still be
+/// [removed](Self::remove). Only somebody who replaces the file behind a number with `dup2`, there and back,
+/// can mislead it.
 ///
 /// To insert an object twice gives two keys, which are ready together.
 ///

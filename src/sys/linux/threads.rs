@@ -69,3 +69,36 @@ pub(crate) fn foreign() -> io::Result<usize> {
 }
 
 const LOOKS: u32 = 20;
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::sys::fd::poll_readable;
+    use crate::sys::process::{Exit, Fork, exit_now, fork, pidfd_open, try_wait};
+
+    #[test]
+    fn a_thread_of_ours_that_has_just_ended_is_nobody_elses() {
+        // A copy has no other threads.
+        match fork().unwrap() {
+            Fork::Child => {
+                adopt_current();
+                let ends_unseen = |_| {
+                    drop(spawn("ends", || {}).unwrap());
+                    // Until it is off the list, and not until it has gone.
+                    while own().len() > 1 {
+                        std::thread::yield_now();
+                    }
+                    foreign().unwrap() == 0
+                };
+                exit_now(if (0..500).all(ends_unseen) { 0 } else { 1 })
+            }
+            Fork::Parent { pid } => {
+                let child = pidfd_open(pid).unwrap();
+                poll_readable(child.as_fd(), None).unwrap();
+                assert_eq!(try_wait(child.as_fd()).unwrap().unwrap(), Exit::Code(0));
+            }
+        }
+    }
+}
